@@ -1,0 +1,46 @@
+# Everything by hand and in CI goes through these; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help serve test format accuracy bench browser fuzz clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+# torch goes first and alone: resolved with the rest, plain `torch` would pull gigabytes of CUDA packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+serve: $(VENV)/.installed ## install and start the service on 127.0.0.1:8000
+	$(BIN)/loss-service serve
+
+test: $(VENV)/.installed ## install, then format, lint, types, imports and all tests
+	$(BIN)/ruff format --check --diff .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest --cov=service --cov-branch --cov-report=term:skip-covered
+
+format: $(VENV)/.installed ## format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+accuracy: $(VENV)/.installed ## print the largest errors beside torch's own
+	$(BIN)/python -m benchmarks.accuracy
+
+bench: $(VENV)/.installed ## print the speed beside torch, a bare server and pydantic
+	$(BIN)/python -m benchmarks.bench
+
+browser: $(VENV)/.installed ## drive the pages in headless Chromium
+	npm install --no-save --no-audit --no-fund --silent --prefix tests/browser
+	$(BIN)/pytest -m browser
+
+fuzz: $(VENV)/.installed ## generated bad input against a running service
+	$(BIN)/pytest -m fuzz
+
+clean: ## remove what was installed and built
+	rm -rf $(VENV) build dist *.egg-info

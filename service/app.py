@@ -1,0 +1,65 @@
+"""Puts the parts together: engine, routes, pages, and what surrounds every request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service import __version__
+from service.engine.device import choose_device
+from service.engine.scheduler import Engine
+from service.http.docs import install_openapi
+from service.http.envelope import Envelope
+from service.http.pages import page_routes
+from service.http.probes import check_examples, probe_router
+from service.http.problems import install_handlers
+from service.http.routes import operator_routes
+from service.http.state import State
+from service.ops import OPERATORS
+from service.settings import Settings
+
+logger = logging.getLogger("service")
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application, with its engine; raises DeviceUnavailableError when the device is not there."""
+    settings = settings or Settings()
+    operators = dict(OPERATORS)
+    engine = Engine(choose_device(settings.device), threads=settings.threads)
+    state = State()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        self_test = asyncio.create_task(_become_ready(engine, state))
+        yield
+        await self_test
+        engine.close()
+
+    async def _become_ready(engine: Engine, state: State) -> None:
+        try:
+            await check_examples(operators, engine)
+            state.readiness = "ok"
+        except Exception:
+            logger.exception("an operator does not answer its own example; the service stays unready")
+            state.readiness = "failed"
+
+    app = FastAPI(
+        title="Loss Service",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        root_path=settings.root_path,
+    )
+    app.router.routes.extend(operator_routes(operators, engine, settings))
+    app.include_router(probe_router(operators, settings, state))
+    app.router.routes.extend(page_routes())
+    install_handlers(app, operators)
+    install_openapi(app, operators)
+    app.add_middleware(Envelope)
+    return app

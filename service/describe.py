@@ -1,0 +1,200 @@
+"""What follows from the operator table: JSON schemas, the operator listing and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.ops.request import describe_bounds, upstream_input
+from service.ops.spec import Input, Operator, Output
+from service.tensors import DTYPES, MAX_RANK, NON_FINITE
+
+Schema = dict[str, Any]
+
+_FLOATING = [dtype.name for dtype in DTYPES.values() if dtype.kind == "floating"]
+_INTEGER = [dtype.name for dtype in DTYPES.values() if dtype.kind == "integer"]
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _compact(title: str, dtypes: list[str]) -> Schema:
+    return {
+        "type": "object",
+        "title": title,
+        "description": "The bytes of a tensor in base64: little-endian, row-major. The only way to write one that is "
+        "empty, such as (0, 5).",
+        "required": ["dtype", "shape", "base64"],
+        "additionalProperties": False,
+        "properties": {
+            "dtype": {"type": "string", "enum": dtypes},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": MAX_RANK},
+            "base64": {"type": "string", "contentEncoding": "base64"},
+        },
+    }
+
+
+def tensor_schemas() -> dict[str, Schema]:
+    """Return the schemas that requests and answers refer to."""
+    number: Schema = {"oneOf": [{"type": "number"}, {"type": "string", "enum": list(NON_FINITE)}]}
+    return {
+        "Number": {"title": "Number", "description": "A number; non-finite ones are strings.", **number},
+        "FloatArray": {
+            "title": "FloatArray",
+            "description": "A number (a tensor without dimensions) or nested arrays of numbers, up to 8 deep.",
+            "oneOf": [_ref("Number"), {"type": "array", "items": _ref("FloatArray")}],
+        },
+        "IntegerArray": {
+            "title": "IntegerArray",
+            "description": "An integer (a tensor without dimensions) or nested arrays of integers, up to 8 deep.",
+            "oneOf": [{"type": "integer"}, {"type": "array", "items": _ref("IntegerArray")}],
+        },
+        "CompactFloats": _compact("CompactFloats", _FLOATING),
+        "CompactIntegers": _compact("CompactIntegers", _INTEGER),
+        "FloatTensor": {"title": "FloatTensor", "anyOf": [_ref("FloatArray"), _ref("CompactFloats")]},
+        "IntegerTensor": {"title": "IntegerTensor", "anyOf": [_ref("IntegerArray"), _ref("CompactIntegers")]},
+    }
+
+
+def inputs_of(operator: Operator, *, gradient: bool) -> tuple[Input, ...]:
+    """Return the tensors that an endpoint takes, `grad_output` among them."""
+    return operator.inputs + ((upstream_input(operator),) if gradient else ())
+
+
+def request_schema(operator: Operator, *, gradient: bool) -> Schema:
+    """Return the JSON schema of what an endpoint takes."""
+    inputs = inputs_of(operator, gradient=gradient)
+    properties: dict[str, Schema] = {}
+    for tensor in inputs:
+        if tensor.role == "target":
+            schema: Schema = {"anyOf": [_ref("IntegerTensor"), _ref("FloatTensor")]}
+        else:
+            schema = _ref("IntegerTensor" if tensor.role == "indices" else "FloatTensor")
+        properties[tensor.name] = {**schema, "description": tensor.description}
+    for name, declared in operator.options.model_json_schema()["properties"].items():
+        option = {key: value for key, value in declared.items() if key != "title"}
+        if name == "outputs":
+            names = [output.name for output in operator.outputs_of(gradient=gradient)]
+            option = {
+                "type": "array",
+                "items": {"type": "string", "enum": names},
+                "minItems": 1,
+                "uniqueItems": True,
+                "description": f"{option['description']} Those are: "
+                f"{', '.join(defaults(operator, gradient=gradient))}.",
+            }
+        properties[name] = option
+    return {
+        "type": "object",
+        "title": schema_name(operator, gradient=gradient) + "Request",
+        "required": [tensor.name for tensor in inputs if tensor.required],
+        "additionalProperties": False,
+        "properties": properties,
+    }
+
+
+def answer_schema(operator: Operator, *, gradient: bool) -> Schema:
+    """Return the JSON schema of what an endpoint gives."""
+    return {
+        "type": "object",
+        "title": schema_name(operator, gradient=gradient) + "Answer",
+        "additionalProperties": False,
+        "properties": {
+            output.name: {
+                **_ref("FloatTensor"),
+                "description": f"{output.description} Shape: {_output_shape(output)}; type: {_output_type(output)}."
+                + ("" if output.default else " On request."),
+            }
+            for output in operator.outputs_of(gradient=gradient)
+        },
+    }
+
+
+def schema_name(operator: Operator, *, gradient: bool) -> str:
+    """Return an operator's name in camel case, as schemas are named: `CrossEntropyGradient`."""
+    return operator.name.title().replace("-", "") + ("Gradient" if gradient else "")
+
+
+def defaults(operator: Operator, *, gradient: bool) -> list[str]:
+    """Return the names of the outputs given unless `outputs` says otherwise."""
+    return [output.name for output in operator.outputs_of(gradient=gradient) if output.default]
+
+
+def listing(operators: Mapping[str, Operator]) -> list[dict[str, Any]]:
+    """Return the operator table as plain data."""
+    return [
+        {
+            "name": operator.name,
+            "title": operator.title,
+            "description": operator.doc.strip(),
+            "path": f"/v1/{operator.name}",
+            "gradient_path": f"/v1/{operator.name}/gradient",
+            "tensors": [_input(tensor) for tensor in inputs_of(operator, gradient=False)],
+            "gradient_tensors": [_input(upstream_input(operator))],
+            "options": _options(operator),
+            "outputs": [_output(output) for output in operator.outputs],
+        }
+        for operator in operators.values()
+    ]
+
+
+_INPUT_SHAPES = {
+    "classes": "[N, C, d1, ..., dk]",
+    "indices": "[N, d1, ..., dk]",
+    "target": "[N, d1, ..., dk] (indices) or [N, C, d1, ..., dk] (probabilities)",
+    "weight": "[C]",
+    "loss": "[] or, with reduction none, [N, d1, ..., dk]",
+}
+_INPUT_KINDS = {"indices": ["integer"], "target": ["integer", "floating"]}
+
+
+def _input(tensor: Input) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "shape": _INPUT_SHAPES[tensor.role],
+        "kinds": _INPUT_KINDS.get(tensor.role, ["floating"]),
+        "required": tensor.required,
+        "description": tensor.description,
+    }
+
+
+def _output_shape(output: Output) -> str:
+    return {
+        "classes": "[N, C, d1, ..., dk]",
+        "rows": "[N, d1, ..., dk]",
+        "reduced": "[] or, with reduction none, [N, d1, ..., dk]",
+        "scalar": "[]",
+    }[output.shape]
+
+
+def _output_type(output: Output) -> str:
+    return f"that of {output.type_of}" if output.type_of else "float64 for float64 input, else float32"
+
+
+def _output(output: Output) -> dict[str, Any]:
+    return {
+        "name": output.name,
+        "shape": _output_shape(output),
+        "type": _output_type(output),
+        "default": output.default,
+        "gradient_only": output.gradient,
+        "description": output.description,
+    }
+
+
+def _options(operator: Operator) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "value": describe_bounds(option),
+            "default": option.default,
+            "description": option.description,
+        }
+        for name, option in operator.options.model_fields.items()
+    ]
+
+
+def example(operator: Operator, *, gradient: bool) -> dict[str, Any]:
+    """Return a request that the endpoint answers."""
+    return dict(operator.gradient_example if gradient else operator.example)

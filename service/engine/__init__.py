@@ -1,0 +1,1 @@
+"""How jobs run: cut into blocks, spread over workers, on one device."""

@@ -1,0 +1,51 @@
+"""Memory for results that is used again: a fresh large buffer costs as much in page faults as the computation."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+SMALLEST_POOLED_BYTES = 1 << 18
+"""Smaller buffers come from the allocator, which keeps them at hand itself."""
+
+ALIGNMENT_BYTES = 1 << 16
+"""Sizes are rounded up to this, so that nearly equal requests share buffers."""
+
+
+class BufferPool:
+    """Byte buffers by size, kept up to a total and lent to one user at a time."""
+
+    def __init__(self, most_kept_bytes: int) -> None:
+        self._most_kept_bytes = most_kept_bytes
+        self._kept_bytes = 0
+        self._kept: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that lie here unused."""
+        return self._kept_bytes
+
+    def take(self, size: int) -> Tensor:
+        """Lend a uint8 tensor of at least `size` bytes; its contents are arbitrary."""
+        if size < SMALLEST_POOLED_BYTES:
+            return torch.empty(size, dtype=torch.uint8)
+        size = -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        with self._lock:
+            if self._kept[size]:
+                self._kept_bytes -= size
+                return self._kept[size].pop()
+        return torch.empty(size, dtype=torch.uint8)
+
+    def give_back(self, buffer: Tensor) -> None:
+        """Take a buffer back; nobody may hold a view of it any longer."""
+        size = buffer.numel()
+        if size < SMALLEST_POOLED_BYTES:
+            return
+        with self._lock:
+            if self._kept_bytes + size <= self._most_kept_bytes:
+                self._kept[size].append(buffer)
+                self._kept_bytes += size

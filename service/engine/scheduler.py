@@ -1,0 +1,80 @@
+"""Where jobs meet workers: `submit` a job, await its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import torch
+
+from service.engine.batch import Answer, Execution
+from service.engine.buffers import BufferPool
+from service.ops.bind import Job
+
+INLINE_ELEMENTS = 1 << 16
+"""A job of fewer elements is computed right where it is submitted: a thread would cost more than the job."""
+
+WARM_UP_BYTES = 1 << 24
+
+
+class Engine:
+    """Computes jobs on one device with a small pool of workers of one intra-op thread each.
+
+    OpenMP barriers collapse when cores are shared with anything else, so torch never splits an operation: blocks of
+    rows are spread over the workers instead.
+    """
+
+    def __init__(self, device: torch.device, *, threads: int, most_kept_bytes: int = 1 << 29) -> None:
+        self.device = device
+        self._threads = threads
+        self._pool = BufferPool(most_kept_bytes)
+        torch.set_num_threads(1)
+        self._workers = ThreadPoolExecutor(
+            threads, thread_name_prefix="loss-engine", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        # glibc hands freed memory of a block's size back to the kernel until it has seen a larger piece freed.
+        torch.empty(WARM_UP_BYTES, dtype=torch.uint8)
+
+    async def submit(self, job: Job) -> Answer:
+        """Compute a job and return its answer, without holding the event loop for longer than a tiny job takes.
+
+        Raises NonFinite or UndefinedMean when the values of the request allow no answer.
+        """
+        if job.first.numel() <= INLINE_ELEMENTS:
+            return self.compute(job)
+        submitted = time.perf_counter()
+        return await asyncio.wrap_future(self._workers.submit(self._compute_spread, job, submitted))
+
+    def compute(self, job: Job) -> Answer:
+        """Compute a job in the calling thread, with the help of the workers when it has more than one block."""
+        return self._compute_spread(job, time.perf_counter())
+
+    @torch.no_grad()
+    def _compute_spread(self, job: Job, submitted: float) -> Answer:
+        started = time.perf_counter()
+        execution = Execution(job, self._pool, self.device)
+        helpers: list[Future[None]] = []
+        try:
+            wanted = min(self._threads, len(execution.blocks)) - 1
+            helpers.extend(self._workers.submit(execution.drain) for _ in range(wanted))
+            execution.drain()
+            # A helper that never got a worker has nothing left to do; one that runs must end before the result is read.
+            for helper in helpers:
+                helper.cancel()
+            wait(helpers)
+            for helper in helpers:
+                if not helper.cancelled():
+                    helper.result()
+            answer = execution.finish()
+        except BaseException:
+            wait(helpers)
+            execution.abandon()
+            raise
+        answer.queue_seconds = started - submitted
+        answer.compute_seconds = time.perf_counter() - started
+        return answer
+
+    def close(self) -> None:
+        """Stop the workers after what they are computing."""
+        self._workers.shutdown(wait=True, cancel_futures=True)

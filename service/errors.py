@@ -1,0 +1,328 @@
+"""Everything that can be wrong with a request: one class a way, each with its code and its sentences.
+
+    RequestError
+    |-- MalformedJson        malformed-json
+    |-- MalformedTensor      malformed-tensor
+    |-- TooDeep              too-deep
+    |-- UnknownField         unknown-field
+    |-- DuplicateField       duplicate-field
+    |-- MissingField         missing-field
+    |-- ShapeMismatch        shape-mismatch
+    |-- RaggedArray          ragged-array
+    |-- DtypeMismatch        dtype-mismatch
+    |-- InvalidOption        invalid-option
+    |-- TargetOutOfRange     target-out-of-range
+    |-- NonFinite            non-finite
+    |-- UndefinedMean        undefined-mean
+    |-- ContentTooLarge      content-too-large
+    |-- UnsupportedMediaType unsupported-media-type
+    |-- UnsupportedEncoding  unsupported-encoding
+    |-- NotAcceptable        not-acceptable
+    |-- NotFound             not-found
+    |-- MethodNotAllowed     method-not-allowed
+    `-- Internal             internal
+
+Which HTTP status belongs to which class is decided in `http/problems.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+NAME_LIMIT = 64
+"""Longest name of a caller's that a sentence repeats, in characters."""
+
+
+def clip(name: object) -> str:
+    """Return `name` as one printable word of at most 64 characters."""
+    text = "".join(character if character.isprintable() else "?" for character in str(name)[: NAME_LIMIT + 1])
+    return text if len(text) <= NAME_LIMIT else text[: NAME_LIMIT - 3] + "..."
+
+
+def element_pointer(name: str, index: tuple[int, ...]) -> str:
+    """Return the RFC 6901 pointer to an element: `/target/3/5`."""
+    return "/" + "/".join([name, *map(str, index)])
+
+
+def element_name(name: str, index: tuple[int, ...]) -> str:
+    """Return an element as a sentence names it: `target[3, 5]`, or `target` when there is no index."""
+    return f"{name}[{', '.join(map(str, index))}]" if index else name
+
+
+class RequestError(Exception):
+    """A request that cannot be answered, and the sentence that says why.
+
+    `RequestError("key", pointer=..., expected=..., got=..., **words)` fills the sentence of that key with the words.
+    """
+
+    code: ClassVar[str]
+    """Stable name of this way to be wrong; the last part of the problem type."""
+    title: ClassVar[str]
+    mend: ClassVar[str]
+    """What the caller can do about it."""
+    sentences: ClassVar[Mapping[str, str]]
+
+    def __init__(
+        self,
+        sentence: str,
+        /,
+        *,
+        pointer: str | None = None,
+        expected: object = None,
+        got: object = None,
+        limit: int | None = None,
+        **words: object,
+    ) -> None:
+        self.sentence = sentence
+        self.pointer = pointer
+        self.expected = expected
+        self.got = got
+        self.limit = limit
+        self.detail = self.sentences[sentence].format(expected=expected, got=got, limit=limit, **words)
+        super().__init__(self.detail)
+
+
+class MalformedJson(RequestError):
+    code = "malformed-json"
+    title = "The body is not the JSON this service reads"
+    mend = (
+        "Send one JSON object in UTF-8, without a byte order mark. NaN and infinities are the strings "
+        '"NaN", "Infinity" and "-Infinity"; a number beyond float64, such as 1e999, is not accepted.'
+    )
+    sentences = {
+        "syntax": "The body is not valid JSON: {reason} at byte {offset}.",
+        "truncated": "The body is not valid JSON: it ends within a value, or holds a broken escape.",
+        "text": "The body is not valid UTF-8: byte {offset} does not belong to a character.",
+        "object": "The body must be one JSON object, but is {got}.",
+        "number": '\'{name}\' holds a number that float64 cannot hold; write infinities as "Infinity" and "-Infinity".',
+    }
+
+
+class MalformedTensor(RequestError):
+    code = "malformed-tensor"
+    title = "A tensor contradicts its own description"
+    mend = (
+        'A compact tensor is {"dtype": "float32", "shape": [2, 3], "base64": "..."}: a known type, a list of sizes, '
+        "and the base64 (with padding) of exactly that many little-endian values in row-major order."
+    )
+    sentences = {
+        "dtype": "'{name}' has the dtype {got}, but a dtype is one of {expected}.",
+        "shape": "'{name}' has a 'shape' that is not a list of non-negative integers.",
+        "elements": "'{name}' has a 'shape' of more than {limit} elements.",
+        "base64": "'{name}' holds text that is not padded base64.",
+        "size": "'{name}' needs {expected} bytes for its dtype and shape, but has {got}.",
+    }
+
+
+class TooDeep(RequestError):
+    code = "too-deep"
+    title = "The JSON is nested too deeply"
+    mend = "Nest at most 10 levels, the outer object counted; tensors have at most 8 dimensions."
+    sentences = {"depth": "The JSON is nested deeper than {limit} levels."}
+
+
+class UnknownField(RequestError):
+    code = "unknown-field"
+    title = "The request has a field that the operator does not know"
+    mend = "Remove the field or correct its name; GET /v1/operators lists what each operator takes."
+    sentences = {
+        "unknown": "{owner} has no field '{name}'; its fields are {expected}.",
+        "similar": "{owner} has no field '{name}'; did you mean '{similar}'?",
+        "gradient": "{owner} has no field '{name}'; POST it to /v1/{owner}/gradient.",
+    }
+
+
+class DuplicateField(RequestError):
+    code = "duplicate-field"
+    title = "A field appears twice"
+    mend = "Write every field once."
+    sentences = {"duplicate": "'{name}' appears more than once."}
+
+
+class MissingField(RequestError):
+    code = "missing-field"
+    title = "A field that the operator needs is absent"
+    mend = "Add the field; GET /v1/operators lists what each operator needs."
+    sentences = {
+        "tensor": "{owner} needs the tensor '{name}'; the request has none.",
+        "part": "The compact tensor '{tensor}' needs '{name}'; it has none.",
+    }
+
+
+class ShapeMismatch(RequestError):
+    code = "shape-mismatch"
+    title = "Shapes do not fit together"
+    mend = (
+        "Logits are (C), (N, C) or (N, C, d1, ..., dk) unless class_dim says otherwise; an index target has that shape "
+        "without the class dimension, a probability target has the whole of it, and weight is (C)."
+    )
+    sentences = {
+        "rank": "'{name}' has {got} dimensions, but at most {expected} are allowed.",
+        "scalar": "'{name}' is a single number, but needs at least the dimension of the classes.",
+        "classes": "'{name}' has shape {got}: dimension {dimension} holds the classes and must not be empty.",
+        "shape": "'{name}' has shape {got}, but {reason} it must have shape {expected}.",
+        "target": (
+            "'{name}' has shape {got}, but for '{like}' of shape {like_shape} it must have shape {rows} "
+            "(class indices) or {like_shape} (class probabilities)."
+        ),
+        "class-last": (
+            "'{name}' has shape {got}, but for '{like}' of shape {like_shape} it must have shape {expected}; "
+            "it would fit with class_dim -1."
+        ),
+        "empty-rows": (
+            "'{name}' holds empty rows; an empty tensor is written in the compact form "
+            '{{"dtype": ..., "shape": ..., "base64": ""}}.'
+        ),
+    }
+
+
+class RaggedArray(RequestError):
+    code = "ragged-array"
+    title = "A nested array is not rectangular"
+    mend = "Give all arrays at the same depth the same length, and do not mix numbers with arrays."
+    sentences = {
+        "length": "{element} has {got} elements, but the arrays before it have {expected}.",
+        "mixed": "'{name}' mixes numbers and arrays at the same depth.",
+    }
+
+
+class DtypeMismatch(RequestError):
+    code = "dtype-mismatch"
+    title = "A tensor has the wrong kind of elements"
+    mend = (
+        "Logits, log-probabilities, weights and upstream gradients are floating-point numbers, class indices are "
+        "integers. Numbers in JSON are read as the option 'dtype' says (float32 unless given)."
+    )
+    sentences = {
+        "tensor": "'{name}' must be a tensor, but is {got}.",
+        "element": "{element} must be a number, but is {got}.",
+        "floating": "'{name}' must hold floating-point numbers, but holds {got}.",
+        "indices": "'{name}' holds class indices and must be integers, but holds {got}.",
+        "probabilities": "'{name}' has the shape of '{like}', so it holds class probabilities, but its type is {got}.",
+        "overflow": "{element} is {got}, which {expected} cannot hold.",
+    }
+
+
+class InvalidOption(RequestError):
+    code = "invalid-option"
+    title = "An option has a value it cannot take"
+    mend = "GET /v1/operators lists every option with its default and bounds."
+    sentences = {
+        "value": "'{name}' must be {expected}, but is {got}.",
+        "class-dim": "'class_dim' must be from {lowest} to {highest} for '{like}' of {rank} dimensions, but is {got}.",
+        "output": "{owner} has no output {got}; its outputs are {expected}.",
+        "gradient-output": "{owner} has no output {got}; POST to /v1/{owner}/gradient for it.",
+        "repeated-output": "'outputs' names {got} more than once.",
+        "normalizer": "'normalizer' only goes with reduction 'mean', but reduction is {got}.",
+        "soft-ignore": "'ignore_index' must be negative when the target holds class probabilities, but is {got}.",
+        "soft-output": "'grad_target' exists only for a target of class probabilities.",
+    }
+
+
+class TargetOutOfRange(RequestError):
+    code = "target-out-of-range"
+    title = "A target is not a class"
+    mend = "Class indices run from 0 to C - 1; rows to be skipped hold ignore_index (-100 unless given)."
+    sentences = {
+        "range": "{element} is {got}, but '{like}' have {classes} classes (0 to {highest}).",
+        "int64": (
+            "{element} is an integer that int64 cannot hold, but '{like}' have {classes} classes (0 to {highest})."
+        ),
+    }
+
+
+class NonFinite(RequestError):
+    code = "non-finite"
+    title = "The answer would hold a NaN"
+    mend = (
+        "Look at the row that is named: it holds NaN, +Infinity, nothing but -Infinity, or numbers whose product "
+        "overflows. Mask a class with -Infinity, skip a row with ignore_index, or ask for NaN with "
+        '"non_finite": "propagate".'
+    )
+    sentences = {
+        "row": "'{name}' would be NaN in row {row}; see what that row of the input holds.",
+        "whole": "'{name}' would be NaN; see what the input holds.",
+    }
+
+
+class UndefinedMean(RequestError):
+    code = "undefined-mean"
+    title = "There is nothing to average over"
+    mend = (
+        "Every row is ignored, there are no rows, or their weights sum to zero. Use reduction 'sum', give a "
+        '\'normalizer\', or ask for NaN with "non_finite": "propagate".'
+    )
+    sentences = {"zero": "The mean is undefined: the summed weight of the kept rows is 0."}
+
+
+class ContentTooLarge(RequestError):
+    code = "content-too-large"
+    title = "The body or its answer is larger than the limit"
+    mend = "Cut the batch (GET /v1/limits tells the limits), or ask for fewer outputs."
+    sentences = {
+        "body": (
+            "The body is larger than the {limit} bytes allowed for application/json; "
+            "numbers take least room in compact base64 tensors."
+        ),
+        "answer": (
+            "The answer could take {got} bytes, but at most {limit} are allowed for application/json; "
+            '"encoding": "base64" makes it smaller.'
+        ),
+    }
+
+
+class UnsupportedMediaType(RequestError):
+    code = "unsupported-media-type"
+    title = "The body is in a format this service does not read"
+    mend = "Send the header Content-Type: application/json."
+    sentences = {
+        "missing": "The request has no Content-Type; it must be {expected}.",
+        "type": "The Content-Type is {got}, but it must be {expected}.",
+    }
+
+
+class UnsupportedEncoding(RequestError):
+    code = "unsupported-encoding"
+    title = "The body is compressed"
+    mend = "Send the body as it is, without Content-Encoding."
+    sentences = {"encoding": "The Content-Encoding is {got}, but only 'identity' is accepted."}
+
+
+class NotAcceptable(RequestError):
+    code = "not-acceptable"
+    title = "The service cannot answer in the format asked for"
+    mend = "Accept application/json, or leave Accept away."
+    sentences = {"accept": "The Accept header is {got}, but the answer can only be {expected}."}
+
+
+class NotFound(RequestError):
+    code = "not-found"
+    title = "There is nothing at this address"
+    mend = "GET /v1/operators lists the operators; /docs shows every address."
+    sentences = {
+        "path": "There is nothing at this path; see /docs.",
+        "operator": "There is no operator '{name}'; did you mean '{similar}'?",
+    }
+
+
+class MethodNotAllowed(RequestError):
+    code = "method-not-allowed"
+    title = "This address does not take the method"
+    mend = "Operators are called with POST, everything else with GET; the Allow header lists the methods."
+    sentences = {"method": "This path takes {expected}, not {got}."}
+
+
+class Internal(RequestError):
+    code = "internal"
+    title = "The service has a bug"
+    mend = "Report it with the request id; trying again will not help."
+    sentences = {"bug": "This is a bug in the service. Please report it with request id {request_id}."}
+
+
+def _subclasses() -> dict[str, type[RequestError]]:
+    return {error.code: error for error in RequestError.__subclasses__()}
+
+
+ERRORS: Mapping[str, type[RequestError]] = _subclasses()
+"""Every way to be wrong, by code."""

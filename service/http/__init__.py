@@ -1,0 +1,1 @@
+"""The HTTP side: routes, problems, probes and pages."""

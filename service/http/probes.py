@@ -1,0 +1,95 @@
+"""What can be asked of the service itself: health, limits, operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
+
+from service import __version__, describe
+from service.engine.scheduler import Engine
+from service.http.state import State
+from service.ops.bind import bind, fields_of
+from service.ops.spec import Operator
+from service.settings import Settings
+from service.tensors import MAX_RANK
+from service.wire import json_codec
+from service.wire.json_structure import MAX_DEPTH
+
+
+class Limits(BaseModel):
+    """The limits in force."""
+
+    max_json_bytes: int = Field(description="Largest JSON body accepted, in bytes.")
+    max_json_answer_bytes: int = Field(
+        description="Largest JSON answer given, in bytes; reckoned before computing, 16 bytes a float32 (25 a float64)."
+    )
+    max_rank: int = Field(description="Largest number of dimensions of a tensor.")
+    max_json_depth: int = Field(description="Deepest nesting of JSON, the outer object counted.")
+
+
+class Operators(BaseModel):
+    """The operator table."""
+
+    version: str = Field(description="Release of the service.")
+    operators: list[dict[str, Any]] = Field(description="One entry an operator: tensors, options, outputs.")
+
+
+class Health(BaseModel):
+    """How the service is."""
+
+    status: str = Field(description="`ok`, or why not: `starting` or `failed`.")
+
+
+async def check_examples(operators: Mapping[str, Operator], engine: Engine) -> None:
+    """Answer every operator's example and gradient example on the engine's device; raises what goes wrong."""
+    for operator in operators.values():
+        for gradient, example in ((False, operator.example), (True, operator.gradient_example)):
+            message = json_codec.decode(orjson.dumps(example), fields_of(operator, gradient=gradient))
+            answer = await engine.submit(bind(operator, message, gradient=gradient))
+            answer.release()
+
+
+def probe_router(operators: dict[str, Operator], settings: Settings, state: State) -> APIRouter:
+    """Return the routes of the probes; `HEAD` works wherever `GET` does."""
+    router = APIRouter(tags=["About the service"])
+    limits = Limits(
+        max_json_bytes=settings.max_json_bytes,
+        max_json_answer_bytes=settings.max_json_answer_bytes,
+        max_rank=MAX_RANK,
+        max_json_depth=MAX_DEPTH,
+    )
+    table = Operators(version=__version__, operators=describe.listing(operators))
+
+    async def live() -> Health:
+        """Whether the process answers at all."""
+        return Health(status="ok")
+
+    async def ready() -> JSONResponse:
+        """Whether requests should be sent here: every operator has answered its own example on the device."""
+        return JSONResponse({"status": state.readiness}, 200 if state.readiness == "ok" else 503)
+
+    async def get_limits() -> Limits:
+        """The limits in force, so that a client can cut its batches."""
+        return limits
+
+    async def get_operators() -> Operators:
+        """The operators with their tensors, options and outputs."""
+        return table
+
+    for path, endpoint, model in (
+        ("/v1/operators", get_operators, Operators),
+        ("/v1/limits", get_limits, Limits),
+        ("/health/live", live, Health),
+        ("/health/ready", ready, Health),
+    ):
+        responses: dict[int | str, dict[str, Any]] = (
+            {503: {"model": Health, "description": "Starting, or without an engine."}} if endpoint is ready else {}
+        )
+        router.add_api_route(path, endpoint, methods=["GET"], response_model=model, responses=responses)
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    return router

@@ -1,0 +1,112 @@
+"""Errors as HTTP answers: the one place that knows which error is which status (RFC 9457, problem+json)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from service import errors
+from service.errors import NAME_LIMIT, MethodNotAllowed, NotFound, RequestError, clip
+from service.ops.spec import Operator
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+STATUS: dict[type[RequestError], int] = {
+    errors.MalformedJson: 400,
+    errors.MalformedTensor: 400,
+    errors.TooDeep: 400,
+    errors.UnknownField: 400,
+    errors.DuplicateField: 400,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.NotAcceptable: 406,
+    errors.ContentTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.UnsupportedEncoding: 415,
+    errors.MissingField: 422,
+    errors.ShapeMismatch: 422,
+    errors.RaggedArray: 422,
+    errors.DtypeMismatch: 422,
+    errors.InvalidOption: 422,
+    errors.TargetOutOfRange: 422,
+    errors.NonFinite: 422,
+    errors.UndefinedMean: 422,
+    errors.Internal: 500,
+}
+
+EXTRA_HEADERS: dict[type[RequestError], list[tuple[bytes, bytes]]] = {
+    errors.UnsupportedEncoding: [(b"accept-encoding", b"identity")],
+}
+
+
+REQUEST_ID = "service.request_id"
+"""Where the id of a request lies in its ASGI scope."""
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the id of the request that a scope belongs to."""
+    return str(scope[REQUEST_ID])
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer, complete in memory."""
+
+    status: int
+    media_type: str
+    pieces: list[bytes]
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def problem(error: RequestError, request_id: str) -> Reply:
+    """Return the answer that tells a caller what is wrong."""
+    status = STATUS[type(error)]
+    members: dict[str, object] = {
+        "type": f"/problems/{error.code}",
+        "title": error.title,
+        "status": status,
+        "detail": error.detail,
+        "code": error.code,
+        "pointer": error.pointer,
+        "expected": error.expected,
+        "got": error.got,
+        "limit": error.limit,
+        "request_id": request_id,
+    }
+    body = orjson.dumps({name: value for name, value in members.items() if value is not None})
+    return Reply(status, PROBLEM_MEDIA_TYPE, [body], list(EXTRA_HEADERS.get(type(error), [])))
+
+
+def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:
+    """Answer unknown paths and methods with problems."""
+
+    async def answer(request: Request, failure: Exception) -> Response:
+        status = failure.status_code if isinstance(failure, HTTPException) else 500
+        error: RequestError
+        headers: dict[str, str] = {}
+        if status == 405 and isinstance(failure, HTTPException):
+            allowed = sorted(name.strip() for name in (failure.headers or {})["Allow"].split(","))
+            headers["Allow"] = ", ".join(allowed)
+            error = MethodNotAllowed("method", expected=" or ".join(allowed), got=clip(request.method))
+        else:
+            error = not_found(request.url.path, operators)
+        reply = problem(error, request_id_of(request.scope))
+        return Response(b"".join(reply.pieces), reply.status, headers, reply.media_type)
+
+    app.add_exception_handler(HTTPException, answer)
+
+
+def not_found(path: str, operators: Mapping[str, Operator]) -> NotFound:
+    """Return the error for an unknown path, with the operator that may have been meant."""
+    name = path.removeprefix("/v1/").removesuffix("/gradient") if path.startswith("/v1/") else ""
+    if similar := get_close_matches(name.replace("_", "-")[:NAME_LIMIT], operators, n=1):
+        return NotFound("operator", name=clip(name), similar=similar[0])
+    return NotFound("path")

@@ -1,0 +1,65 @@
+"""Log-softmax: ln q_j = z_j / temperature - ln sum_k e^(z_k / temperature), without ever forming the probability.
+
+Gradient for an upstream g: dz_j = (g_j - q_j sum_k g_k) / temperature.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from service.ops import rowmath
+from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
+from service.ops.spec import Buffers, Operator, Output, Rows, TemperatureOptions
+
+
+def write_log_probs(logits: Tensor, probs: Tensor, out: Buffers) -> None:
+    """Write `log_probs` and `logsumexp`, those that are wanted, from logits and their softmax, both [rows, classes]."""
+    if "log_probs" not in out and "logsumexp" not in out:
+        return
+    largest = logits.amax(1)
+    log_partition = rowmath.log_partition(probs)
+    if "log_probs" in out:
+        shifted = torch.sub(logits, largest.unsqueeze(1), out=out["log_probs"])
+        shifted.sub_(log_partition.to(shifted.dtype).unsqueeze(1))
+    if "logsumexp" in out:
+        out["logsumexp"].copy_(largest.double() + log_partition)
+
+
+def forward(rows: Rows, options: TemperatureOptions, out: Buffers) -> None:
+    """Write `log_probs` and `logsumexp`."""
+    logits = scaled(rows["logits"], options.temperature)
+    write_log_probs(logits, rowmath.softmax(logits, torch.empty_like(logits)), out)
+
+
+def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions, out: Buffers) -> None:
+    """Write the same and `grad_logits`, from the probabilities that the logarithm needs anyway."""
+    logits = scaled(rows["logits"], options.temperature)
+    probs = rowmath.softmax(logits, torch.empty_like(logits))
+    write_log_probs(logits, probs, out)
+    if "grad_logits" not in out:
+        return
+    gradient = rowmath.pull_back_log_softmax(probs, upstream, upstream.sum(1), out["grad_logits"])
+    if options.temperature != 1.0:
+        gradient.div_(options.temperature)
+
+
+OPERATOR = Operator(
+    name="log-softmax",
+    title="Log-softmax",
+    doc=__doc__,
+    inputs=(LOGITS,),
+    outputs=(
+        Output("log_probs", "classes", "Logarithms of the class probabilities.", type_of="logits"),
+        LOGSUMEXP,
+        Output("grad_logits", "classes", "Gradient by the logits.", type_of="logits", gradient=True),
+    ),
+    options=TemperatureOptions,
+    forward=forward,
+    value_and_gradient=value_and_gradient,
+    example={"logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265]]},
+    gradient_example={
+        "logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265]],
+        "grad_output": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+    },
+)

@@ -1,0 +1,319 @@
+"""The pydantic model of a request: tensor descriptions and options, checked together; elements never come here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, Literal, cast, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
+
+from service.errors import DtypeMismatch, InvalidOption, MissingField, ShapeMismatch, clip
+from service.ops.layout import Layout
+from service.ops.spec import UPSTREAM, ClassOptions, Input, LossOptions, Operator, Options
+from service.tensors import MAX_RANK, Kind
+
+
+class TensorDescription(BaseModel):
+    """What is known of a tensor without looking at its elements."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shape: tuple[int, ...]
+    kind: Kind
+    type_name: str
+    is_literal: bool = False
+
+
+class Request(BaseModel):
+    """Base of the request models; the fields are made from an operator's inputs and its options.
+
+    A subclass is also a subclass of the operator's options, so that a validated request *is* those options.
+    """
+
+    _layout: Layout = PrivateAttr()
+    _is_soft: bool = PrivateAttr(default=False)
+
+    @property
+    def layout(self) -> Layout:
+        return self._layout
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the target holds class probabilities."""
+        return self._is_soft
+
+
+@cache
+def request_model(operator: Operator, *, gradient: bool) -> type[Request]:
+    """Return the model of the requests that an endpoint takes."""
+    tensors: dict[str, Any] = {tensor.name: _tensor_field(tensor) for tensor in operator.inputs}
+    if gradient:
+        tensors[UPSTREAM] = _tensor_field(upstream_input(operator))
+
+    def check(request: Request) -> Request:
+        _Checker(operator, gradient=gradient, request=request).check()
+        return request
+
+    model = create_model(
+        operator.name.title().replace("-", "") + ("GradientRequest" if gradient else "Request"),
+        __base__=(Request, operator.options),
+        __validators__={"check": cast(Any, model_validator(mode="after")(check))},
+        **tensors,
+    )
+    return cast("type[Request]", model)
+
+
+def upstream_input(operator: Operator) -> Input:
+    """Return `grad_output` as an input: required unless it defaults to 1."""
+    shape = f"the shape of `{operator.upstream_like.name}`"
+    if operator.is_loss:
+        return Input(UPSTREAM, "loss", f"Upstream gradient, {shape}; 1 unless given.", required=False)
+    return Input(UPSTREAM, "classes", f"Upstream gradient, {shape}.")
+
+
+def _tensor_field(tensor: Input) -> tuple[Any, Any]:
+    if tensor.required:
+        return TensorDescription, Field(description=tensor.description)
+    return TensorDescription | None, Field(None, description=tensor.description)
+
+
+def validate(
+    operator: Operator, descriptions: dict[str, TensorDescription], options: dict[str, object], *, gradient: bool
+) -> Request:
+    """Check a request by its descriptions and options, and return it; raises the first error found."""
+    model = request_model(operator, gradient=gradient)
+    try:
+        return model.model_validate({**options, **descriptions})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=True)[0]
+    name = str(first["loc"][0])
+    field = model.model_fields[name]
+    if first["type"] == "missing":
+        raise MissingField("tensor", pointer="/" + name, owner=operator.name, name=name)
+    raise InvalidOption(
+        "value", pointer="/" + name, name=name, expected=describe_bounds(field), got=shown(options[name])
+    )
+
+
+def shown(value: object) -> str:
+    """Return an option's value as a sentence shows it: a number or a word, never anything long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return clip(value)
+    if isinstance(value, str):
+        return f"'{clip(value)}'"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def describe_bounds(field: FieldInfo) -> str:
+    """Return in words what an option's value must be, from its declaration."""
+    annotation, bounds = _unwrap(field)
+    if get_origin(annotation) is Literal:
+        return "one of " + listed(get_args(annotation))
+    if annotation not in (int, float):
+        return "a list of output names, not empty"
+    words = {int: "an integer", float: "a finite number"}[annotation]
+    if "ge" in bounds and "le" in bounds:
+        return f"{words} from {bounds['ge']} to {bounds['le']}"
+    return f"{words} greater than {bounds['gt']}" if "gt" in bounds else words
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return names as a sentence lists them: 'a', 'b' or 'c'."""
+    quoted = [f"'{name}'" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def _unwrap(field: FieldInfo) -> tuple[Any, dict[str, Any]]:
+    """Return the type of an option without `None`, and its numeric bounds."""
+    annotation: Any = field.annotation
+    metadata = list(field.metadata)
+    for argument in get_args(annotation):
+        if argument is not type(None) and type(None) in get_args(annotation):
+            annotation = argument
+    if hasattr(annotation, "__metadata__"):
+        for inner in annotation.__metadata__:
+            metadata += inner.metadata if isinstance(inner, FieldInfo) else [inner]
+        annotation = get_args(annotation)[0]
+    bounds = {name: getattr(item, name) for item in metadata for name in ("ge", "le", "gt") if hasattr(item, name)}
+    return annotation, bounds
+
+
+class _Checker:
+    """The rules between descriptions and options of one request."""
+
+    def __init__(self, operator: Operator, *, gradient: bool, request: Request) -> None:
+        self.operator = operator
+        self.gradient = gradient
+        self.request = request
+        self.options = cast(Options, request)
+        self.first = operator.inputs[0]
+
+    def check(self) -> None:
+        self._check_outputs()
+        self.layout = self._find_layout()
+        self.request._layout = self.layout
+        for tensor in self.operator.inputs:
+            if (description := self._described(tensor.name)) is not None:
+                self._check_input(tensor, description)
+        self._check_loss_options()
+        self._check_upstream()
+
+    def _described(self, name: str) -> TensorDescription | None:
+        return cast("TensorDescription | None", getattr(self.request, name, None))
+
+    def _check_outputs(self) -> None:
+        wanted = self.options.outputs
+        if wanted is None:
+            return
+        known = [output.name for output in self.operator.outputs_of(gradient=self.gradient)]
+        for position, name in enumerate(wanted):
+            if name not in known:
+                only_gradient = name in [output.name for output in self.operator.outputs]
+                sentence = "gradient-output" if only_gradient else "output"
+                got = f"'{clip(name)}'"
+                raise InvalidOption(
+                    sentence, pointer=f"/outputs/{position}", owner=self.operator.name, got=got, expected=listed(known)
+                )
+            if name in wanted[:position]:
+                raise InvalidOption("repeated-output", pointer=f"/outputs/{position}", got=f"'{name}'")
+
+    def _find_layout(self) -> Layout:
+        description = cast(TensorDescription, self._described(self.first.name))
+        name, shape = self.first.name, description.shape
+        _check_rank(name, shape)
+        if not shape:
+            raise ShapeMismatch("scalar", pointer="/" + name, name=name, got=[])
+        class_dim = cast(ClassOptions, self.options).class_dim
+        if class_dim is None:
+            class_dim = 0 if len(shape) == 1 else 1
+        if not -len(shape) <= class_dim < len(shape):
+            raise InvalidOption(
+                "class-dim",
+                pointer="/class_dim",
+                lowest=-len(shape),
+                highest=len(shape) - 1,
+                like=name,
+                rank=len(shape),
+                got=class_dim,
+            )
+        layout = Layout(shape, class_dim % len(shape))
+        if layout.classes == 0:
+            raise ShapeMismatch("classes", pointer="/" + name, name=name, got=list(shape), dimension=layout.class_dim)
+        return layout
+
+    def _check_input(self, tensor: Input, description: TensorDescription) -> None:
+        _check_rank(tensor.name, description.shape)
+        if tensor.role == "classes":
+            self._check_shape(tensor.name, description, self.layout.shape, f"as '{self.first.name}' has it,")
+        elif tensor.role == "weight":
+            reason = f"one number for each class of '{self.first.name}',"
+            self._check_shape(tensor.name, description, (self.layout.classes,), reason)
+        elif tensor.role == "target":
+            self.request._is_soft = self._target_is_soft(tensor.name, description)
+        if tensor.role == "indices" or (tensor.role == "target" and not self.request.is_soft):
+            self._check_indices(tensor.name, description)
+        elif tensor.role == "target":
+            self._check_probabilities(tensor.name, description)
+        else:
+            self._check_floating(tensor.name, description)
+
+    def _target_is_soft(self, name: str, description: TensorDescription) -> bool:
+        kind = getattr(self.options, "target_kind", "auto")
+        if kind == "auto":
+            if description.shape == self.layout.shape:
+                return True
+            if description.shape != self.layout.rows_shape:
+                self._check_class_last(name, description)
+                raise ShapeMismatch(
+                    "target",
+                    pointer="/" + name,
+                    name=name,
+                    got=list(description.shape),
+                    like=self.first.name,
+                    like_shape=list(self.layout.shape),
+                    rows=list(self.layout.rows_shape),
+                    expected=[list(self.layout.rows_shape), list(self.layout.shape)],
+                )
+            return False
+        if kind == "probs":
+            reason = f"to hold a probability for each of '{self.first.name}',"
+            self._check_shape(name, description, self.layout.shape, reason)
+        return cast(str, kind) == "probs"
+
+    def _check_indices(self, name: str, description: TensorDescription) -> None:
+        expected = self.layout.rows_shape
+        if description.shape != expected:
+            self._check_class_last(name, description)
+            reason = f"for '{self.first.name}' of shape {list(self.layout.shape)}"
+            self._check_shape(name, description, expected, reason)
+        if description.kind != "integer":
+            raise DtypeMismatch(
+                "indices", pointer="/" + name, name=name, expected="integers", got=description.type_name
+            )
+
+    def _check_probabilities(self, name: str, description: TensorDescription) -> None:
+        if description.kind == "integer" and not description.is_literal:
+            like, got = self.first.name, description.type_name
+            raise DtypeMismatch("probabilities", pointer="/" + name, name=name, like=like, got=got)
+
+    def _check_class_last(self, name: str, description: TensorDescription) -> None:
+        shape = self.layout.shape
+        if self.layout.class_dim != len(shape) - 1 and description.shape == shape[:-1]:
+            raise ShapeMismatch(
+                "class-last",
+                pointer="/" + name,
+                name=name,
+                got=list(description.shape),
+                like=self.first.name,
+                like_shape=list(shape),
+                expected=list(self.layout.rows_shape),
+            )
+
+    def _check_shape(self, name: str, description: TensorDescription, expected: tuple[int, ...], reason: str) -> None:
+        if description.shape != expected:
+            raise ShapeMismatch(
+                "shape",
+                pointer="/" + name,
+                name=name,
+                got=list(description.shape),
+                reason=reason,
+                expected=list(expected),
+            )
+
+    def _check_floating(self, name: str, description: TensorDescription) -> None:
+        if description.kind == "floating" or description.is_literal:
+            return
+        raise DtypeMismatch("floating", pointer="/" + name, name=name, got=description.type_name)
+
+    def _check_loss_options(self) -> None:
+        options = self.options
+        if not isinstance(options, LossOptions):
+            return
+        if options.normalizer is not None and options.reduction != "mean":
+            raise InvalidOption("normalizer", pointer="/normalizer", got=f"'{options.reduction}'")
+        if self.request.is_soft and "ignore_index" in options.model_fields_set and options.ignore_index >= 0:
+            raise InvalidOption("soft-ignore", pointer="/ignore_index", got=options.ignore_index)
+        if not self.request.is_soft and "grad_target" in (options.outputs or ()):
+            raise InvalidOption("soft-output", pointer="/outputs")
+
+    def _check_upstream(self) -> None:
+        description = self._described(UPSTREAM) if self.gradient else None
+        if description is None:
+            return
+        _check_rank(UPSTREAM, description.shape)
+        like = self.operator.upstream_like
+        expected = self.layout.shape
+        if like.shape == "reduced":
+            options = cast(LossOptions, self.options)
+            expected = self.layout.rows_shape if options.reduction == "none" else ()
+        self._check_shape(UPSTREAM, description, expected, f"as the output '{like.name}' has it,")
+        self._check_floating(UPSTREAM, description)
+
+
+def _check_rank(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) > MAX_RANK:
+        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)

@@ -1,0 +1,66 @@
+"""Softmax: q_j = e^(z_j / temperature) / sum_k e^(z_k / temperature), the distribution that the logits z describe.
+
+Gradient for an upstream g: dz_j = q_j (g_j - sum_k g_k q_k) / temperature.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from service.ops import rowmath
+from service.ops.spec import Buffers, Input, Operator, Output, Rows, TemperatureOptions
+
+LOGITS = Input("logits", "classes", "Unnormalised log-probabilities: (C), (N, C) or (N, C, d1, ..., dk).")
+LOGSUMEXP = Output("logsumexp", "rows", "ln of the sum of e^(logits / temperature) over the classes.", default=False)
+
+
+def scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Return logits / temperature; the logits themselves when there is nothing to divide."""
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def forward(rows: Rows, options: TemperatureOptions, out: Buffers) -> None:
+    """Write `probs` and `logsumexp`."""
+    logits = scaled(rows["logits"], options.temperature)
+    largest = logits.amax(1).double() if "logsumexp" in out else None
+    probs = rowmath.softmax(logits, out["probs"] if "probs" in out else torch.empty_like(logits))
+    if largest is not None:
+        out["logsumexp"].copy_(largest + rowmath.log_partition(probs))
+
+
+def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions, out: Buffers) -> None:
+    """Write the same and `grad_logits`, from the probabilities just computed."""
+    wanted = dict(out)
+    if "probs" not in wanted:
+        wanted["probs"] = torch.empty_like(rows["logits"])
+    forward(rows, options, wanted)
+    if "grad_logits" not in out:
+        return
+    probs = wanted["probs"]
+    pulled = (probs * upstream).sum(1, keepdim=True)
+    gradient = torch.sub(upstream, pulled, out=out["grad_logits"]).mul_(probs)
+    rowmath.balance(gradient, probs)
+    if options.temperature != 1.0:
+        gradient.div_(options.temperature)
+
+
+OPERATOR = Operator(
+    name="softmax",
+    title="Softmax",
+    doc=__doc__,
+    inputs=(LOGITS,),
+    outputs=(
+        Output("probs", "classes", "Class probabilities; those of a row sum to 1.", type_of="logits"),
+        LOGSUMEXP,
+        Output("grad_logits", "classes", "Gradient by the logits.", type_of="logits", gradient=True),
+    ),
+    options=TemperatureOptions,
+    forward=forward,
+    value_and_gradient=value_and_gradient,
+    example={"logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265]]},
+    gradient_example={
+        "logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265]],
+        "grad_output": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+    },
+)

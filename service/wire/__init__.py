@@ -1,0 +1,1 @@
+"""Bytes to named tensors and back: one codec a format."""

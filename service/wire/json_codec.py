@@ -1,0 +1,318 @@
+"""JSON to named tensors and back, strictly: RFC 8259, no NaN literals, no repeated names, numbers in buffers."""
+
+from __future__ import annotations
+
+import binascii
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import msgspec
+import numpy as np
+import orjson
+import simdjson
+import torch
+from msgspec import Raw
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.errors import (
+    DtypeMismatch,
+    DuplicateField,
+    MalformedJson,
+    MalformedTensor,
+    MissingField,
+    ShapeMismatch,
+    clip,
+    element_name,
+    element_pointer,
+)
+from service.ops.layout import unravel
+from service.tensors import (
+    DTYPES,
+    MAX_ELEMENTS,
+    MAX_RANK,
+    NON_FINITE,
+    DType,
+    Fields,
+    Message,
+    WireTensor,
+    array_of,
+    dtype_of,
+    tensor_from_bytes,
+)
+from service.wire.json_structure import Structure, array_shape, check_not_empty, scan
+
+MEDIA_TYPE = "application/json"
+
+LONGEST_OPTION_BYTES = 4096
+"""No option's text is longer; what is longer is not looked into."""
+
+_members = msgspec.json.Decoder(dict[str, Raw])
+_value = msgspec.json.Decoder()
+_text = msgspec.json.Decoder(str)
+
+
+def decode(body: bytes, fields: Fields) -> Message:
+    """Read a request; `fields` says which names are tensors and which options."""
+    if not body.isascii():
+        _check_utf8(body)
+    message = Message()
+    for name, (raw, structure) in _split(body, scan(body), fields).items():
+        if name in fields.tensors:
+            message.tensors[name] = _tensor(name, raw, structure)
+        else:
+            message.options[name] = _option(name, raw)
+    return message
+
+
+def _split(
+    body: bytes | memoryview, structure: Structure, fields: Fields, path: str = ""
+) -> dict[str, tuple[memoryview, Structure]]:
+    """Return the values of an object by name, still as text, each with its structure."""
+    try:
+        values = _members.decode(body)
+    except msgspec.ValidationError as error:
+        raise MalformedJson("object", got=_kind_of(bytes(body).lstrip()[:1])) from error
+    except msgspec.DecodeError as error:
+        raise _syntax_error(error) from error
+    for name in values:
+        fields.check(name, path)
+    members = structure.members()
+    if len(members) != len(values):
+        name = _repeated(body, values)
+        raise DuplicateField("duplicate", pointer=f"{path}/{name}", name=name)
+    return {name: (memoryview(raw), part) for (name, raw), part in zip(values.items(), members, strict=True)}
+
+
+def _check_utf8(body: bytes) -> None:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedJson("text", offset=error.start) from error
+
+
+def _syntax_error(error: msgspec.DecodeError) -> MalformedJson:
+    if found := re.search(r"malformed: (.*) \(byte (\d+)\)", str(error)):
+        return MalformedJson("syntax", reason=found[1], offset=found[2])
+    return MalformedJson("truncated")
+
+
+def _repeated(body: bytes | memoryview, members: Iterable[str]) -> str:
+    """Return the name that appears more than once, as far as a search for its text can tell."""
+    text = bytes(body)
+    return max(members, key=lambda name: len(re.findall(rb'"%s"\s*:' % re.escape(name.encode()), text)))
+
+
+def _kind_of(first_character: bytes) -> str:
+    """Return what a JSON value is, from the character it begins with."""
+    kinds = {b"{": "an object", b"[": "an array", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}
+    return kinds.get(first_character, "a number")
+
+
+def _option(name: str, raw: memoryview) -> object:
+    if len(raw) > LONGEST_OPTION_BYTES:
+        return raw  # of no type that an option can have
+    return _plain_value(name, raw)
+
+
+def _plain_value(name: str, raw: memoryview) -> object:
+    """Return a value as Python objects."""
+    try:
+        return _value.decode(raw)
+    except msgspec.DecodeError as error:
+        raise MalformedJson("number", pointer="/" + name, name=name) from error
+
+
+def _tensor(name: str, raw: memoryview, structure: Structure) -> WireTensor:
+    first = raw[0]
+    if first == ord("["):
+        return _nested(name, raw, structure)
+    if first == ord("{"):
+        return _compact(name, raw, structure)
+    if first in b"-0123456789":
+        return _from_numbers(name, [cast("int | float", _plain_value(name, raw))], ())
+    if (word := raw.tobytes().strip(b'"').decode()) in NON_FINITE:
+        return _from_numbers(name, [NON_FINITE[word]], ())
+    raise DtypeMismatch("tensor", pointer="/" + name, name=name, got=_kind_of(raw[:1].tobytes()))
+
+
+def _nested(name: str, raw: memoryview, structure: Structure) -> WireTensor:
+    """Read a nested array of numbers into one numeric buffer."""
+    shape = array_shape(structure, name)
+    if len(shape) > MAX_RANK:
+        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)
+    text = raw.tobytes()
+    numeric = text
+    if b'"' in text:
+        for word in NON_FINITE:
+            numeric = numeric.replace(b'"%b"' % word.encode(), b"0.0")
+    is_integral = not (b"." in numeric or b"e" in numeric or b"E" in numeric)
+    try:
+        array = cast(simdjson.Array, simdjson.Parser().parse(numeric))
+        buffer = array.as_buffer(of_type="i" if is_integral else "d")
+    except (ValueError, TypeError, RuntimeError):
+        return _unusual(name, numeric, shape)
+    numbers = np.frombuffer(buffer, np.int64 if is_integral else np.float64)
+    shape = check_not_empty(name, shape, len(numbers))
+    numbers = numbers.copy()
+    if numeric is not text:
+        _put_non_finite(numbers, np.frombuffer(text, np.uint8))
+    return WireTensor(torch.from_numpy(numbers).reshape(shape), is_literal=True)
+
+
+def _put_non_finite(numbers: NDArray[np.generic], text: NDArray[np.uint8]) -> None:
+    """Put the non-finite numbers where `text` has their names; an element's number is that of the commas before it."""
+    opening = np.flatnonzero(text == ord('"'))[::2]
+    elements = np.cumsum(text == ord(","), dtype=np.int32)[opening]
+    first_letters = text[opening + 1]
+    for word, value in NON_FINITE.items():
+        numbers[elements[first_letters == ord(word[0])]] = value
+
+
+def _unusual(name: str, numeric: bytes, shape: tuple[int, ...]) -> WireTensor:
+    """Read what a numeric buffer cannot hold: integers beyond int64 are legal, anything but numbers is not."""
+    if found := re.search(rb'["tfn]', numeric):
+        index = unravel(numeric.count(b",", 0, found.start()), shape)
+        raise DtypeMismatch(
+            "element",
+            pointer=element_pointer(name, index),
+            element=element_name(name, index),
+            expected="a number",
+            got=_kind_of(found[0]),
+        )
+    values = _plain_value(name, memoryview(numeric))
+    for _ in shape[1:]:
+        values = list(itertools.chain.from_iterable(cast("list[list[object]]", values)))
+    return _from_numbers(name, cast("list[int | float]", values), shape)
+
+
+def _from_numbers(name: str, values: list[int | float], shape: tuple[int, ...]) -> WireTensor:
+    """Make a tensor from Python numbers, integers of any size among them."""
+    shape = check_not_empty(name, shape, len(values))
+    is_integral = all(type(value) is int for value in values)
+    beyond = [position for position, value in enumerate(values) if is_integral and not -(2**63) <= value < 2**63]
+    try:
+        numbers = np.array(values, np.int64 if is_integral and not beyond else np.float64)
+    except OverflowError as error:
+        raise MalformedJson("number", pointer="/" + name, name=name) from error
+    return WireTensor(
+        torch.from_numpy(numbers).reshape(shape), is_literal=True, beyond_int64=beyond[0] if beyond else None
+    )
+
+
+def _compact(name: str, raw: memoryview, structure: Structure) -> WireTensor:
+    """Read {"dtype": ..., "shape": ..., "base64": ...}."""
+    fields = Fields(owner=f"The compact tensor '{name}'", tensors=(), options=("dtype", "shape", "base64"))
+    parts = _split(raw, structure, fields, "/" + name)
+    for part in fields.options:
+        if part not in parts:
+            raise MissingField("part", pointer=f"/{name}/{part}", tensor=name, name=part)
+    dtype = _compact_dtype(name, parts["dtype"][0])
+    shape = _compact_shape(name, parts["shape"][0])
+    data = _compact_bytes(name, parts["base64"][0])
+    expected = math.prod(shape) * dtype.item_size
+    if len(data) != expected:
+        raise MalformedTensor("size", pointer=f"/{name}/base64", name=name, expected=expected, got=len(data))
+    return WireTensor(tensor_from_bytes(data, dtype, shape))
+
+
+def _compact_dtype(name: str, raw: memoryview) -> DType:
+    value = _option(f"{name}/dtype", raw)
+    if isinstance(value, str) and value in DTYPES:
+        return DTYPES[value]
+    got = f"'{clip(value)}'" if isinstance(value, str) else _kind_of(raw[:1].tobytes())
+    raise MalformedTensor("dtype", pointer=f"/{name}/dtype", name=name, got=got, expected=", ".join(DTYPES))
+
+
+def _compact_shape(name: str, raw: memoryview) -> tuple[int, ...]:
+    shape = _option(f"{name}/shape", raw)
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name)
+    if len(shape) > MAX_RANK:
+        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)
+    if math.prod(filter(None, shape)) > MAX_ELEMENTS:  # sizes beside a 0 count too: torch multiplies them all
+        raise MalformedTensor("elements", pointer=f"/{name}/shape", name=name, limit=MAX_ELEMENTS)
+    return tuple(shape)
+
+
+def _compact_bytes(name: str, raw: memoryview) -> bytearray:
+    try:
+        return bytearray(binascii.a2b_base64(_text.decode(raw), strict_mode=True))
+    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+        raise MalformedTensor("base64", pointer=f"/{name}/base64", name=name) from error
+
+
+BYTES_PER_NUMBER = {torch.float64: 25, torch.float32: 16, torch.float16: 16, torch.bfloat16: 16}
+"""Most characters that a number of a type takes, its comma too: what an answer is reckoned by before it exists."""
+
+PIECE_ELEMENTS = 1 << 14
+"""Numbers written in one call: about 256 KiB of text."""
+
+ENVELOPE_BYTES = 128
+"""Reckoned for the name, the brackets and the description of a tensor."""
+
+
+def largest_answer(outputs: Iterable[tuple[tuple[int, ...], torch.dtype]], encoding: str) -> int:
+    """Return how many bytes an answer with outputs of these shapes and types can take at most."""
+    size = 0
+    for shape, dtype in outputs:
+        elements = math.prod(shape)
+        if encoding == "base64":
+            size += 4 * -(-elements * dtype.itemsize // 3) + ENVELOPE_BYTES
+        else:
+            brackets = 2 * sum(math.prod(shape[:rank]) for rank in range(1, len(shape)))
+            size += elements * BYTES_PER_NUMBER[dtype] + brackets + ENVELOPE_BYTES
+    return size
+
+
+def encode(tensors: Mapping[str, Tensor], encoding: str) -> list[bytes]:
+    """Write the tensors as one JSON object, as nested arrays or (`base64`) compact, in pieces to be sent in order.
+
+    No call into a library that holds the interpreter lock covers more than a piece.
+    """
+    pieces: list[bytes] = []
+    for name, tensor in tensors.items():
+        pieces.append(b'%b"%b":' % (b"," if pieces else b"{", name.encode()))
+        if encoding == "base64":
+            pieces += _compact_pieces(tensor.contiguous())
+        elif tensor.ndim == 0:
+            pieces.append(_numbers(tensor.reshape(1))[1:-1])
+        else:
+            pieces += _nested_pieces(tensor.contiguous())
+    return [*pieces, b"}"]
+
+
+def _compact_pieces(tensor: Tensor) -> list[bytes]:
+    description = orjson.dumps({"dtype": dtype_of(tensor).name, "shape": list(tensor.shape)})
+    return [description[:-1], b',"base64":"', binascii.b2a_base64(array_of(tensor), newline=False), b'"}']
+
+
+def _nested_pieces(tensor: Tensor) -> list[bytes]:
+    """Write a tensor of one dimension or more, a few rows at a time."""
+    if tensor.numel() <= PIECE_ELEMENTS:
+        return [_numbers(tensor)]
+    within = tensor.numel() // len(tensor)
+    if within > PIECE_ELEMENTS:
+        rows = [_nested_pieces(row) for row in tensor]
+    else:
+        rows = [[_numbers(part)[1:-1]] for part in torch.split(tensor, PIECE_ELEMENTS // within)]
+    separated = [piece for row in rows for piece in (*row, b",")]
+    return [b"[", *separated[:-1], b"]"]
+
+
+def _numbers(tensor: Tensor) -> bytes:
+    # float16 and bfloat16 are written as the float32 of the same value: the shortest text that gives it back.
+    values: NDArray[np.floating] = (tensor.float() if tensor.dtype.itemsize == 2 else tensor).numpy()
+    text = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)
+    finite = np.isfinite(values)
+    return text if finite.all() else _name_non_finite(text, values[~finite])
+
+
+def _name_non_finite(text: bytes, values: NDArray[np.floating]) -> bytes:
+    """Replace each `null` that orjson wrote by the name of the value it stands for, in order."""
+    names = np.where(np.isnan(values), b'"NaN"', np.where(values > 0, b'"Infinity"', b'"-Infinity"'))
+    pieces = text.split(b"null")
+    return b"".join(itertools.chain.from_iterable(zip(pieces, [*names.tolist(), b""], strict=True)))
