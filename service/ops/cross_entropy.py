@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from service.ops import rowmath
+from service.ops import examples, rowmath
 from service.ops.log_softmax import write_log_probs
 from service.ops.nll_loss import LOSS, TOTAL_WEIGHT, WEIGHT, target_weight
 from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
@@ -221,4 +221,5 @@ OPERATOR = Operator(
         "logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265], [-2.8054, 0.2867, -0.1517]],
         "target": [0, 1, 2],
     },
+    examples=examples.OF_CROSS_ENTROPY,
 )

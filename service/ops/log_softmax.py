@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from service.ops import rowmath
+from service.ops import examples, rowmath
 from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
 from service.ops.spec import Buffers, Operator, Output, Rows, TemperatureOptions
 
@@ -62,4 +62,5 @@ OPERATOR = Operator(
         "logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265]],
         "grad_output": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
     },
+    examples=examples.of_softmax("log_probs"),
 )

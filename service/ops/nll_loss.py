@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from service.ops import rowmath
+from service.ops import examples, rowmath
 from service.ops.spec import Buffers, Input, LossOptions, Operator, Output, Rows
 
 WEIGHT = Input("weight", "weight", "One weight a class, shape (C).", required=False)
@@ -64,11 +64,12 @@ OPERATOR = Operator(
     value_and_gradient=value_and_gradient,
     row_weight=target_weight,
     example={
-        "log_probs": [[-0.4076, -2.3336, -1.4064], [-0.9859, -1.0535, -1.2778]],
+        "log_probs": [[-0.4148, -2.3407, -1.4136], [-0.9864, -1.054, -1.2783]],
         "target": [0, 1],
     },
     gradient_example={
-        "log_probs": [[-0.4076, -2.3336, -1.4064], [-0.9859, -1.0535, -1.2778]],
+        "log_probs": [[-0.4148, -2.3407, -1.4136], [-0.9864, -1.054, -1.2783]],
         "target": [0, 1],
     },
+    examples=examples.OF_NLL_LOSS,
 )

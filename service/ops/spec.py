@@ -156,6 +156,18 @@ Buffers = MutableMapping[str, Tensor]
 memory: read what is needed of the input before writing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A request that a reader can run, tensors as nested lists."""
+
+    name: str
+    """In the document; once for each endpoint."""
+    summary: str
+    request: Mapping[str, Any]
+    gradient: bool | None = None
+    """Which endpoint it is for; None: both."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Operator:
     """A row-wise operator: row `i` of every output depends on row `i` of the inputs only.
@@ -172,7 +184,9 @@ class Operator:
             derivative of the answer by the row's loss, denominator included), else [rows, classes].
         row_weight: float64 [rows], what a row counts in `mean`, from class indices and weight alone (nothing of
             [rows, classes] is given to it); None for operators that do not reduce.
-        example: a request that a reader can run, tensors as nested lists.
+        example: a request that a reader can run, tensors as nested lists; the service answers it before it is ready.
+        gradient_example: the same for the gradient.
+        examples: more of them, that show what the options are for.
     """
 
     name: str
@@ -186,6 +200,7 @@ class Operator:
     example: Mapping[str, Any]
     gradient_example: Mapping[str, Any]
     row_weight: Callable[[Rows], Tensor] | None = None
+    examples: tuple[Example, ...] = ()
 
     @property
     def is_loss(self) -> bool:
