@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from string import Formatter
 from typing import Any
 
 from service.ops.request import describe_bounds, upstream_input
-from service.ops.spec import Input, Operator, Output
+from service.ops.spec import Example, Input, Operator, Output
 from service.tensors import DTYPES, MAX_RANK, NON_FINITE
 
 Schema = dict[str, Any]
@@ -73,16 +74,12 @@ def request_schema(operator: Operator, *, gradient: bool) -> Schema:
             schema = _ref("IntegerTensor" if tensor.role == "indices" else "FloatTensor")
         properties[tensor.name] = {**schema, "description": tensor.description}
     for name, declared in operator.options.model_json_schema()["properties"].items():
-        option = {key: value for key, value in declared.items() if key != "title"}
+        option = _or_null({key: value for key, value in declared.items() if key != "title"})
         if name == "outputs":
-            names = [output.name for output in operator.outputs_of(gradient=gradient)]
-            option = {
-                "type": "array",
-                "items": {"type": "string", "enum": names},
-                "minItems": 1,
+            option |= {
+                "items": {"type": "string", "enum": [output.name for output in operator.outputs_of(gradient=gradient)]},
                 "uniqueItems": True,
-                "description": f"{option['description']} Those are: "
-                f"{', '.join(defaults(operator, gradient=gradient))}.",
+                "default": defaults(operator, gradient=gradient),
             }
         properties[name] = option
     return {
@@ -92,6 +89,15 @@ def request_schema(operator: Operator, *, gradient: bool) -> Schema:
         "additionalProperties": False,
         "properties": properties,
     }
+
+
+def _or_null(declared: Schema) -> Schema:
+    """Return pydantic's schema of an option that may be null as one type, as readers expect it: no `anyOf`."""
+    if "anyOf" not in declared:
+        return declared
+    schema = {key: value for key, value in declared.items() if key not in ("anyOf", "default")}
+    (stated,) = (choice for choice in declared["anyOf"] if choice.get("type") != "null")
+    return {**stated, "type": [stated["type"], "null"], **schema}
 
 
 def answer_schema(operator: Operator, *, gradient: bool) -> Schema:
@@ -195,6 +201,67 @@ def _options(operator: Operator) -> list[dict[str, Any]]:
     ]
 
 
-def example(operator: Operator, *, gradient: bool) -> dict[str, Any]:
-    """Return a request that the endpoint answers."""
-    return dict(operator.gradient_example if gradient else operator.example)
+def examples(operator: Operator, *, gradient: bool) -> Iterator[Example]:
+    """Yield the requests that an endpoint answers, the simplest first."""
+    first = operator.gradient_example if gradient else operator.example
+    yield Example("example", "The simplest request", first)
+    yield from (example for example in operator.examples if example.gradient in (None, gradient))
+
+
+def reference(operator: Operator, *, gradient: bool) -> str:
+    """Return the tensors, options and outputs of an endpoint as Markdown tables."""
+    tensors = [
+        (f"`{tensor.name}`", "yes" if tensor.required else "no", f"`{_INPUT_SHAPES[tensor.role]}`", tensor.description)
+        for tensor in inputs_of(operator, gradient=gradient)
+    ]
+    options = [
+        (f"`{name}`", _default(operator, name, option.default, gradient), describe_bounds(option), option.description)
+        for name, option in operator.options.model_fields.items()
+    ]
+    outputs = [
+        (
+            f"`{output.name}`",
+            "yes" if output.default else "on request",
+            f"`{_output_shape(output)}`",
+            output.description,
+        )
+        for output in operator.outputs_of(gradient=gradient)
+    ]
+    return "\n\n".join(
+        (
+            _table(("Tensor", "Needed", "Shape", "Meaning"), tensors),
+            _table(("Option", "Default", "Value", "Meaning"), options),
+            _table(("Output", "Given", "Shape", "Meaning"), outputs),
+        )
+    )
+
+
+def _default(operator: Operator, name: str, default: object, gradient: bool) -> str:
+    if name == "outputs":
+        return ", ".join(f"`{output}`" for output in defaults(operator, gradient=gradient))
+    return "none" if default is None else f"`{default}`"
+
+
+def _table(head: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> str:
+    rows = (head, ("---",) * len(head), *lines)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+PLACEHOLDERS = {
+    "element": "an element",
+    "expected": "what is wanted",
+    "got": "what came",
+    "like": "the first tensor",
+    "like_shape": "its shape",
+    "owner": "the operator",
+    "reason": "why",
+    "rows": "its shape without classes",
+    "similar": "a similar name",
+}
+"""What stands, in an error's sentence shown to people, where the request's own words would be."""
+
+
+def sentence_parts(sentence: str) -> Iterator[tuple[str, str | None]]:
+    """Yield pieces of an error's sentence: text, and the placeholder after it in words (None at the end)."""
+    for text, placeholder, _, _ in Formatter().parse(sentence):
+        yield text, None if placeholder is None else PLACEHOLDERS.get(placeholder, placeholder.replace("_", " "))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
 
+import orjson
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
@@ -18,14 +22,21 @@ DESCRIPTION = """\
 Batched **softmax, log-softmax, negative log-likelihood and cross-entropy, with their gradients**, exactly as
 PyTorch defines them, for callers that do not have PyTorch or do not want it in their process.
 
-Every operator is `POST /v1/{operator}`; `POST /v1/{operator}/gradient` gives the result **and** the gradient in one
-pass. A tensor is a nested array of numbers, or compact: `{"dtype": "float32", "shape": [2, 3], "base64": "..."}`.
-Non-finite numbers are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`. Errors are `application/problem+json`: each
-says what is wrong, where (`pointer`), and what was wanted.
+**Operators.** Every operator is `POST /v1/{operator}`; `POST /v1/{operator}/gradient` gives the result **and** the
+gradient in one pass. Names and meaning of the options follow `torch.nn.functional`.
 
-Every answer carries `X-Request-Id` (yours, if it has 1 to 64 of `A-Z a-z 0-9 . _ -`) and, for operators,
-`Server-Timing` with the milliseconds of `decode`, `queue`, `compute` and `encode`.
+**Tensors.** A tensor is a nested array of numbers, or compact: `{"dtype": "float32", "shape": [2, 3], "base64": "..."}`
+with little-endian bytes in row-major order. A single number is a tensor without dimensions. Non-finite numbers are the
+strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
+
+**Errors** are `application/problem+json` (RFC 9457). Each says in `detail` what is wrong, in `pointer` where, and in
+`expected` and `got` what was wanted and what came; `type` is the address of a page that says how to mend the request.
+
+**Headers.** Every answer carries `X-Request-Id`: yours, if it has 1 to 64 of `A-Z a-z 0-9 . _ -`, otherwise a new one.
+Answers of operators carry `Server-Timing` with the milliseconds of `decode`, `queue`, `compute` and `encode`.
 """
+
+ABOUT = "About the service"
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -46,8 +57,39 @@ PROBLEM_SCHEMA: dict[str, Any] = {
     },
 }
 
+HEADERS: dict[str, dict[str, Any]] = {
+    "X-Request-Id": {
+        "description": "The id of the request: the caller's own, or a new one.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+    },
+    "Server-Timing": {
+        "description": "Milliseconds of decode, queue, compute and encode.",
+        "schema": {"type": "string"},
+        "example": "decode;dur=0.041, queue;dur=0.002, compute;dur=0.187, encode;dur=0.029",
+    },
+    "Retry-After": {
+        "description": "Seconds after which the request may be sent again.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "WWW-Authenticate": {"description": "How to authenticate: `Bearer`.", "schema": {"type": "string"}},
+}
+"""Headers of answers, by name; the document refers to them."""
+
 NOT_OF_OPERATORS = {"not-found", "method-not-allowed"}
 """Codes that no operator's own endpoint answers."""
+
+RETRY_STATUSES = {429, 503}
+"""Statuses whose answers carry Retry-After."""
+
+EXAMPLE_REQUEST_ID = "8f14e45fceea167a"
+
+_SAMPLE_WORDS = {"limit": "8388608", "seconds": "1", "request_id": EXAMPLE_REQUEST_ID, "got": "2", "expected": "1"}
+
+
+@cache
+def recorded() -> dict[str, Any]:
+    """Return what the service answered to every example: `answers` by path and name, and `problems` by code."""
+    return cast(dict[str, Any], orjson.loads(files("service.http").joinpath("assets", "examples.json").read_bytes()))
 
 
 def install_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> None:
@@ -64,31 +106,71 @@ def install_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> None:
 def build_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the application."""
     document = get_openapi(
-        title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
+        title=app.title,
+        version=app.version,
+        summary="Losses and their gradients over HTTP, exactly as PyTorch defines them.",
+        description=DESCRIPTION,
+        routes=app.routes,
+        openapi_version="3.1.0",
+        license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+        tags=[
+            *({"name": operator.title, "description": _first_sentence(operator)} for operator in operators.values()),
+            {"name": ABOUT, "description": "Health, limits, and what the operators take and give."},
+        ],
     )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
     schemas.update(describe.tensor_schemas())
     schemas["Problem"] = PROBLEM_SCHEMA
+    components["headers"] = HEADERS
+    components["responses"] = _problem_responses()
     paths: dict[str, Any] = {}
     for operator, gradient in itertools.product(operators.values(), (False, True)):
         name = describe.schema_name(operator, gradient=gradient)
         schemas[name + "Request"] = describe.request_schema(operator, gradient=gradient)
         schemas[name + "Answer"] = describe.answer_schema(operator, gradient=gradient)
-        paths[f"/v1/{operator.name}" + ("/gradient" if gradient else "")] = {"post": _operation(operator, gradient)}
-    document["paths"] = paths | document.get("paths", {})
-    document["tags"] = [
-        {"name": operator.title, "description": operator.doc.strip().splitlines()[0]} for operator in operators.values()
-    ]
+        paths[path_of(operator, gradient=gradient)] = {"post": _operation(operator, gradient)}
+    for path, item in document.get("paths", {}).items():
+        paths[path] = {method: _probe(path, operation) for method, operation in item.items()}
+    document["paths"] = paths
+    if "unauthorized" in ERRORS:
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the service has keys."}
+        }
+        document["security"] = [{}, {"key": []}]
     return document
+
+
+def path_of(operator: Operator, *, gradient: bool) -> str:
+    """Return the path of an endpoint."""
+    return f"/v1/{operator.name}" + ("/gradient" if gradient else "")
+
+
+def _first_sentence(operator: Operator) -> str:
+    return " ".join(operator.doc.strip().split("\n\n")[0].split())
+
+
+def _probe(path: str, operation: dict[str, Any]) -> dict[str, Any]:
+    """Return what FastAPI says of a probe, with a short name and the headers of its answers."""
+    named = {"operationId": path.strip("/").replace("/", "_").removeprefix("v1_"), "tags": [ABOUT]}
+    summary = operation.get("description", "").split(":")[0].split(",")[0].rstrip(".")
+    for status, response in operation["responses"].items():
+        response["headers"] = _headers("X-Request-Id", *(["Retry-After"] if status == "429" else []))
+    return {**operation, **named, "summary": summary or operation["summary"]}
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
     name = describe.schema_name(operator, gradient=gradient)
-    summary = f"{operator.title} and its gradient" if gradient else operator.title
+    examples = {example.name: example for example in describe.examples(operator, gradient=gradient)}
+    answers = recorded()["answers"].get(path_of(operator, gradient=gradient), {})
     return {
         "tags": [operator.title],
-        "summary": summary,
-        "description": operator.doc.strip(),
+        "summary": f"{operator.title} and its gradient" if gradient else operator.title,
+        "description": f"{operator.doc.strip()}\n\n{describe.reference(operator, gradient=gradient)}",
         "operationId": f"{operator.name}{'-gradient' if gradient else ''}".replace("-", "_"),
         "parameters": [
             {
@@ -104,7 +186,8 @@ def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
                 "application/json": {
                     "schema": {"$ref": f"#/components/schemas/{name}Request"},
                     "examples": {
-                        "example": {"summary": summary, "value": describe.example(operator, gradient=gradient)}
+                        key: {"summary": example.summary, "value": dict(example.request)}
+                        for key, example in examples.items()
                     },
                 }
             },
@@ -112,46 +195,69 @@ def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "The outputs asked for, in the order of the table.",
-                "headers": {
-                    "X-Request-Id": {"schema": {"type": "string"}, "description": "The request's id."},
-                    "Server-Timing": {
-                        "schema": {"type": "string"},
-                        "description": "Milliseconds of decode, queue, compute and encode.",
-                    },
+                "headers": _headers("X-Request-Id", "Server-Timing"),
+                "content": {
+                    "application/json": {
+                        "schema": {"$ref": f"#/components/schemas/{name}Answer"},
+                        "examples": {
+                            key: {"summary": example.summary, "value": answers[key]}
+                            for key, example in examples.items()
+                            if key in answers
+                        },
+                    }
                 },
-                "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}Answer"}}},
             },
-            **_problem_responses(),
+            **{status: {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _by_status()},
         },
     }
 
 
-def _problem_responses() -> dict[str, Any]:
-    """Return one response a status, with every code that it can carry."""
-    by_status: dict[int, list[type[RequestError]]] = {}
+def _response_name(status: str) -> str:
+    return f"Problem{status}"
+
+
+def _by_status() -> dict[str, list[type[RequestError]]]:
+    """Return the errors that operators answer with, by status."""
+    by_status: dict[int, list[type[RequestError]]] = defaultdict(list)
     for error, status in STATUS.items():
         if error.code not in NOT_OF_OPERATORS:
-            by_status.setdefault(status, []).append(error)
+            by_status[status].append(error)
+    return {str(status): errors for status, errors in sorted(by_status.items())}
+
+
+def _problem_responses() -> dict[str, Any]:
+    """Return one response a status, with every code that it can carry."""
     return {
-        str(status): {
+        _response_name(status): {
             "description": "\n".join(f"- `{error.code}`: {error.title}." for error in errors),
+            "headers": _headers(
+                "X-Request-Id",
+                *(["Retry-After"] if int(status) in RETRY_STATUSES else []),
+                *(["WWW-Authenticate"] if status == "401" else []),
+            ),
             "content": {
                 PROBLEM_MEDIA_TYPE: {
                     "schema": {"$ref": "#/components/schemas/Problem"},
-                    "examples": {error.code: {"value": _example_problem(error, status)} for error in errors},
+                    "examples": {
+                        error.code: {"summary": error.title, "value": example_problem(error)} for error in errors
+                    },
                 }
             },
         }
-        for status, errors in sorted(by_status.items())
+        for status, errors in _by_status().items()
     }
 
 
-def _example_problem(error: type[RequestError], status: int) -> dict[str, Any]:
+def example_problem(error: type[RequestError]) -> dict[str, Any]:
+    """Return an answer of this kind: one that the service gave, or one made of the kind's first sentence."""
+    if (found := recorded()["problems"].get(error.code)) is not None:
+        return dict(found["answer"])
+    sentence = next(iter(error.sentences.values()))
     return {
         "type": f"/problems/{error.code}",
         "title": error.title,
-        "status": status,
-        "detail": error.mend,
+        "status": STATUS[error],
+        "detail": sentence.format_map(defaultdict(lambda: "...", _SAMPLE_WORDS)),
         "code": error.code,
-        "request_id": "8f14e45fceea167a",
+        "request_id": EXAMPLE_REQUEST_ID,
     }

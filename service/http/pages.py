@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import html
+import json
+import re
+import shlex
 import string
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service import __version__
-from service.errors import ERRORS, NotFound
+from service import __version__, describe
+from service.errors import ERRORS, NotFound, RequestError
+from service.http.docs import example_problem, path_of, recorded
 from service.http.problems import STATUS, problem, request_id_of
+from service.ops import OPERATORS
+from service.ops.spec import Operator
 
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-        "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+POLICY = (
+    "default-src 'none'; script-src {scripts}; style-src 'self'; img-src 'self' data:; connect-src {connections}; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""What a page may load: its own files. Only the documentation runs a script, and calls the service."""
+
+
+def _headers(*, scripted: bool) -> dict[str, str]:
+    own = "'self'" if scripted else "'none'"
+    return {
+        "Content-Security-Policy": POLICY.format(scripts=own, connections=own),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+
+
+SECURITY_HEADERS = _headers(scripted=False)
+DOCS_HEADERS = _headers(scripted=True)
 
 MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -32,23 +51,82 @@ MEDIA_TYPES = {
 }
 
 
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
 def read_asset(name: str) -> bytes:
     """Return a file that ships with the service."""
     return files("service.http").joinpath("assets", name).read_bytes()
 
 
-def page(name: str, **words: str) -> Response:
-    """Return an HTML page with its `$words` filled in, each escaped."""
-    text = string.Template(read_asset(name).decode()).substitute(
-        {key: html.escape(word) for key, word in words.items()}
-    )
-    return Response(text, media_type=MEDIA_TYPES["html"], headers=SECURITY_HEADERS)
+def fill(template: str, **words: str) -> Markup:
+    """Return a piece of HTML with its `$words` filled in, each escaped unless it is Markup."""
+    escaped = {key: word if isinstance(word, Markup) else html.escape(word) for key, word in words.items()}
+    return Markup(string.Template(template).substitute(escaped))
+
+
+def joined(pieces: Iterable[Markup]) -> Markup:
+    """Return pieces of HTML one after the other."""
+    return Markup("\n".join(pieces))
+
+
+def page(name: str, *, headers: Mapping[str, str] = SECURITY_HEADERS, **words: str) -> Response:
+    """Return an HTML page with its `$words` filled in, each escaped unless it is Markup."""
+    text = fill(read_asset(name).decode(), **words)
+    # The front page shows the address that it was reached at, so a shared cache must not keep it.
+    return Response(text, media_type=MEDIA_TYPES["html"], headers={**headers, "Cache-Control": "no-cache"})
+
+
+_FORMULA = re.compile(r"sum_(\w)|\^\(([^()]*)\)|_(\w)|( - |^-)|([a-zA-Z]+)|(.)")
+
+
+def formula(text: str) -> Markup:
+    """Return a formula such as `ln q_j = z_j - ln sum_k e^(z_k)` as HTML."""
+
+    def piece(found: re.Match[str]) -> str:
+        over, exponent, index, minus, word, other = found.groups()
+        if over:
+            return f"&sum;<sub><i>{over}</i></sub>&thinsp;"
+        if exponent:
+            return f"<sup>{formula(exponent)}</sup>"
+        if index:
+            return f"<sub><i>{index}</i></sub>"
+        if minus:
+            return minus.replace("-", "&minus;")
+        if word:
+            return word + "&thinsp;" if word == "ln" else f"<i>{word}</i>"
+        return html.escape(other)
+
+    return Markup(_FORMULA.sub(piece, text).replace("&thinsp; ", "&thinsp;"))
+
+
+def shown_json(value: Mapping[str, Any]) -> str:
+    """Return a JSON object for people: matrices with one row a line."""
+    members = []
+    for key, member in value.items():
+        name = json.dumps(key) + ": "
+        if isinstance(member, list) and member and isinstance(member[0], list):
+            text = "[" + (",\n" + " " * (len(name) + 2)).join(json.dumps(row) for row in member) + "]"
+        else:
+            text = json.dumps(member)
+        members.append(name + text)
+    return "{" + ",\n ".join(members) + "}"
+
+
+def curl(url: str, body: str) -> str:
+    """Return the command that posts a body, to be pasted into a shell."""
+    data = shlex.quote(body).replace("\n", "\n      ")
+    return f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
 
 
 ASSETS = (
     "swagger-ui-bundle.js",
     "swagger-ui.css",
     "docs.js",
+    "docs.css",
     "pages.css",
     "favicon.svg",
     "LICENSE.txt",
@@ -60,12 +138,40 @@ ASSETS = (
 
 async def front(request: Request) -> Response:
     """The front page: what this is, and one example."""
-    return page("front.html", version=__version__)
+    operator = OPERATORS["cross-entropy"]
+    path = path_of(operator, gradient=True)
+    return page(
+        "front.html",
+        version=__version__,
+        command=curl(str(request.base_url).rstrip("/") + path, shown_json(operator.gradient_example)),
+        answer=shown_json(recorded()["answers"][path]["example"]),
+        operators=joined(_operator_card(operator) for operator in OPERATORS.values()),
+        explorer=_explorer_link(request),
+    )
+
+
+def _operator_card(operator: Operator) -> Markup:
+    return fill(
+        '<li><h3><a href="docs#/$tag/$id">$title</a></h3>'
+        '<p class="formula">$formula</p><p class="formula slope">$gradient</p>'
+        '<p class="path"><code>POST /v1/$name</code></p></li>',
+        tag=operator.title.replace(" ", "_"),
+        id=operator.name.replace("-", "_"),
+        title=operator.title,
+        name=operator.name,
+        formula=formula(operator.formula),
+        gradient=Markup('<span class="label">gradient</span> ' + formula(operator.gradient_formula)),
+    )
+
+
+def _explorer_link(request: Request) -> Markup:
+    exists = any(getattr(route, "path", None) == "/explore" for route in request.app.routes)
+    return Markup('<li><a href="explore">Explorer</a> see what cross-entropy does, live</li>' if exists else "")
 
 
 async def docs(request: Request) -> Response:
     """The API documentation."""
-    return page("docs.html")
+    return page("docs.html", headers=DOCS_HEADERS)
 
 
 async def asset(request: Request) -> Response:
@@ -82,7 +188,61 @@ async def problem_page(request: Request) -> Response:
     error = ERRORS.get(request.path_params["code"])
     if error is None:
         return _not_found(request)
-    return page("problem.html", code=error.code, title=error.title, mend=error.mend, status=str(STATUS[error]))
+    provoked = recorded()["problems"].get(error.code, {})
+    return page(
+        "problem.html",
+        code=error.code,
+        title=error.title,
+        mend=error.mend,
+        status=str(STATUS[error]),
+        sentences=joined(_sentence(sentence) for sentence in error.sentences.values()),
+        request=_provoking(provoked),
+        answer=orjson.dumps(example_problem(error), option=orjson.OPT_INDENT_2).decode(),
+        others=_neighbours(error),
+    )
+
+
+async def problem_index(request: Request) -> Response:
+    """Every problem type by status."""
+    lines = joined(
+        fill(
+            '<tr><td class="status">$status</td><td><a href="problems/$code"><code>$code</code></a></td>'
+            "<td>$title</td></tr>",
+            status=str(status),
+            code=error.code,
+            title=error.title,
+        )
+        for error, status in sorted(STATUS.items(), key=lambda item: item[1])
+    )
+    return page("problems.html", lines=lines)
+
+
+def _sentence(sentence: str) -> Markup:
+    pieces = (
+        html.escape(text) + ("" if word is None else f"<var>{html.escape(word)}</var>")
+        for text, word in describe.sentence_parts(sentence)
+    )
+    return Markup(f"<li>{''.join(pieces)}</li>")
+
+
+def _provoking(provoked: Mapping[str, Any]) -> Markup:
+    """Return the request that brings a problem about, where one that can be shown does."""
+    if "request" not in provoked:
+        return Markup("")
+    headers = "".join(f"{name}: {value}\n" for name, value in provoked["headers"].items())
+    text = f"POST /v1/cross-entropy\n{headers}\n{provoked['request']}"
+    return fill('<h2>For example</h2><pre tabindex="0"><code>$text</code></pre><p>is answered with</p>', text=text)
+
+
+def _neighbours(error: type[RequestError]) -> Markup:
+    """Return links to the problems with the same status, where there are any."""
+    others = [other for other, status in STATUS.items() if status == STATUS[error] and other is not error]
+    links = joined(
+        fill('<li><a href="$code"><code>$code</code></a> $title</li>', code=other.code, title=other.title)
+        for other in others
+    )
+    heading = f"<h2>Also {STATUS[error]}</h2>"
+    return Markup(f'<section>\n{heading}\n<ul class="links">\n{links}\n</ul>\n</section>' if others else "")
 
 
 def _not_found(request: Request) -> Response:
@@ -96,5 +256,6 @@ def page_routes() -> list[Route]:
         Route("/", front),
         Route("/docs", docs),
         Route("/docs/{name}", asset),
+        Route("/problems", problem_index),
         Route("/problems/{code}", problem_page),
     ]

@@ -221,5 +221,7 @@ OPERATOR = Operator(
         "logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265], [-2.8054, 0.2867, -0.1517]],
         "target": [0, 1, 2],
     },
+    formula="-z_y + ln sum_k e^(z_k)",
+    gradient_formula="q_j - [j = y]",
     examples=examples.OF_CROSS_ENTROPY,
 )

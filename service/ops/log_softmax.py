@@ -62,5 +62,7 @@ OPERATOR = Operator(
         "logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265]],
         "grad_output": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
     },
+    formula="ln q_j = z_j - ln sum_k e^(z_k)",
+    gradient_formula="g_j - q_j sum_k g_k",
     examples=examples.of_softmax("log_probs"),
 )

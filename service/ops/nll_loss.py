@@ -71,5 +71,7 @@ OPERATOR = Operator(
         "log_probs": [[-0.4148, -2.3407, -1.4136], [-0.9864, -1.054, -1.2783]],
         "target": [0, 1],
     },
+    formula="-w_y ln q_y",
+    gradient_formula="-w_y [j = y]",
     examples=examples.OF_NLL_LOSS,
 )

@@ -63,5 +63,7 @@ OPERATOR = Operator(
         "logits": [[1.1316, -0.7943, 0.1328], [0.2654, 0.1978, -0.0265]],
         "grad_output": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
     },
+    formula="q_j = e^(z_j) / sum_k e^(z_k)",
+    gradient_formula="q_j (g_j - sum_k g_k q_k)",
     examples=examples.of_softmax("probs"),
 )

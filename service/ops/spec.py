@@ -176,6 +176,7 @@ class Operator:
         name: as in the path, with dashes.
         title: a few words.
         doc: the formula and what it means, in Markdown.
+        formula: the formula alone, with e^(...) and sum_k; gradient_formula the same for the gradient, g upstream.
         inputs: the first is the one that rows and classes are counted by.
         outputs: in the order of the answer.
         options: the model that validates them.
@@ -201,6 +202,8 @@ class Operator:
     gradient_example: Mapping[str, Any]
     row_weight: Callable[[Rows], Tensor] | None = None
     examples: tuple[Example, ...] = ()
+    formula: str = ""
+    gradient_formula: str = ""
 
     @property
     def is_loss(self) -> bool:
