@@ -37,12 +37,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         self_test = asyncio.create_task(_become_ready(engine, state))
         yield
         await self_test
-        engine.close()
+        await asyncio.to_thread(engine.close)
 
     async def _become_ready(engine: Engine, state: State) -> None:
         try:
             await check_examples(operators, engine)
-            state.readiness = "ok"
+            if state.readiness == "starting":
+                state.readiness = "ok"
         except Exception:
             logger.exception("an operator does not answer its own example; the service stays unready")
             state.readiness = "failed"
@@ -56,10 +57,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         root_path=settings.root_path,
     )
-    app.router.routes.extend(operator_routes(operators, engine, settings))
-    app.include_router(probe_router(operators, settings, state))
+    app.router.routes.extend(operator_routes(operators, engine, settings, state))
+    app.include_router(probe_router(operators, engine, settings, state))
     app.router.routes.extend(page_routes())
     install_handlers(app, operators)
     install_openapi(app, operators)
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, state=state)
+    app.state.service = state
     return app

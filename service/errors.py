@@ -20,6 +20,7 @@
     |-- NotAcceptable        not-acceptable
     |-- NotFound             not-found
     |-- MethodNotAllowed     method-not-allowed
+    |-- Draining             draining
     `-- Internal             internal
 
 Which HTTP status belongs to which class is decided in `http/problems.py`.
@@ -48,6 +49,11 @@ def element_pointer(name: str, index: tuple[int, ...]) -> str:
 def element_name(name: str, index: tuple[int, ...]) -> str:
     """Return an element as a sentence names it: `target[3, 5]`, or `target` when there is no index."""
     return f"{name}[{', '.join(map(str, index))}]" if index else name
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `1 byte`, `2 bytes`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 class RequestError(Exception):
@@ -92,7 +98,10 @@ class MalformedJson(RequestError):
     )
     sentences = {
         "syntax": "The body is not valid JSON: {reason} at byte {offset}.",
-        "truncated": "The body is not valid JSON: it ends within a value, or holds a broken escape.",
+        "truncated": "The body is not valid JSON: it ends too early, within the object.",
+        "surrogate": "The body is not valid JSON: a string holds half of a surrogate pair, such as \\ud800, alone.",
+        "literal": 'The body is not valid JSON: {got} at byte {offset}; write it as a string, "{got}".',
+        "mark": "The body begins with a byte order mark; JSON is sent in UTF-8 without one.",
         "text": "The body is not valid UTF-8: byte {offset} does not belong to a character.",
         "object": "The body must be one JSON object, but is {got}.",
         "number": '\'{name}\' holds a number that float64 cannot hold; write infinities as "Infinity" and "-Infinity".',
@@ -108,10 +117,10 @@ class MalformedTensor(RequestError):
     )
     sentences = {
         "dtype": "'{name}' has the dtype {got}, but a dtype is one of {expected}.",
-        "shape": "'{name}' has a 'shape' that is not a list of non-negative integers.",
-        "elements": "'{name}' has a 'shape' of more than {limit} elements.",
-        "base64": "'{name}' holds text that is not padded base64.",
-        "size": "'{name}' needs {expected} bytes for its dtype and shape, but has {got}.",
+        "shape": "The 'shape' of '{name}' must be a list of at most {expected} sizes, each an integer from 0.",
+        "elements": "The sizes in the 'shape' of '{name}', zeros apart, multiply to more than {limit}.",
+        "base64": "The 'base64' of '{name}' must be a string of base64 with padding, and is not.",
+        "size": "'{name}' needs {needed} for its dtype and shape, but its base64 holds {got}.",
     }
 
 
@@ -137,7 +146,10 @@ class DuplicateField(RequestError):
     code = "duplicate-field"
     title = "A field appears twice"
     mend = "Write every field once."
-    sentences = {"duplicate": "'{name}' appears more than once."}
+    sentences = {
+        "duplicate": "'{name}' appears more than once.",
+        "part": "The compact tensor '{tensor}' has '{name}' more than once.",
+    }
 
 
 class MissingField(RequestError):
@@ -159,9 +171,9 @@ class ShapeMismatch(RequestError):
     )
     sentences = {
         "rank": "'{name}' has {got} dimensions, but at most {expected} are allowed.",
-        "scalar": "'{name}' is a single number, but needs at least the dimension of the classes.",
-        "classes": "'{name}' has shape {got}: dimension {dimension} holds the classes and must not be empty.",
-        "shape": "'{name}' has shape {got}, but {reason} it must have shape {expected}.",
+        "scalar": "'{name}' is a single number, but must be an array with at least one dimension, that of the classes.",
+        "classes": "'{name}' has shape {got}, but dimension {dimension} holds the classes and must not be empty.",
+        "shape": "'{name}' has shape {got}, but must have shape {expected}: {reason}.",
         "target": (
             "'{name}' has shape {got}, but for '{like}' of shape {like_shape} it must have shape {rows} "
             "(class indices) or {like_shape} (class probabilities)."
@@ -182,7 +194,7 @@ class RaggedArray(RequestError):
     title = "A nested array is not rectangular"
     mend = "Give all arrays at the same depth the same length, and do not mix numbers with arrays."
     sentences = {
-        "length": "{element} has {got} elements, but the arrays before it have {expected}.",
+        "length": "{element} has {elements}, but the arrays before it have {expected}.",
         "mixed": "'{name}' mixes numbers and arrays at the same depth.",
     }
 
@@ -195,12 +207,15 @@ class DtypeMismatch(RequestError):
         "integers. Numbers in JSON are read as the option 'dtype' says (float32 unless given)."
     )
     sentences = {
-        "tensor": "'{name}' must be a tensor, but is {got}.",
+        "tensor": "'{name}' must be a number, an array of numbers or a compact tensor, but is {got}.",
         "element": "{element} must be a number, but is {got}.",
         "floating": "'{name}' must hold floating-point numbers, but holds {got}.",
-        "indices": "'{name}' holds class indices and must be integers, but holds {got}.",
-        "probabilities": "'{name}' has the shape of '{like}', so it holds class probabilities, but its type is {got}.",
-        "overflow": "{element} is {got}, which {expected} cannot hold.",
+        "indices": "'{name}' must hold class indices, which are integers, but holds {got}.",
+        "probabilities": (
+            "'{name}' has the shape of '{like}', so it must hold class probabilities as floating-point numbers, "
+            "but holds {got}."
+        ),
+        "overflow": "{element} is {got}, which {expected} cannot hold; ask for a wider 'dtype'.",
     }
 
 
@@ -210,13 +225,17 @@ class InvalidOption(RequestError):
     mend = "GET /v1/operators lists every option with its default and bounds."
     sentences = {
         "value": "'{name}' must be {expected}, but is {got}.",
-        "class-dim": "'class_dim' must be from {lowest} to {highest} for '{like}' of {rank} dimensions, but is {got}.",
-        "output": "{owner} has no output {got}; its outputs are {expected}.",
+        "class-dim": "'class_dim' must be {expected} for '{like}' of shape {shape}, but is {got}.",
+        "output-name": "{element} must be the name of an output, but is {got}.",
+        "output": "{owner} has no output {got}; ask for {expected}.",
         "gradient-output": "{owner} has no output {got}; POST to /v1/{owner}/gradient for it.",
         "repeated-output": "'outputs' names {got} more than once.",
         "normalizer": "'normalizer' only goes with reduction 'mean', but reduction is {got}.",
         "soft-ignore": "'ignore_index' must be negative when the target holds class probabilities, but is {got}.",
-        "soft-output": "'grad_target' exists only for a target of class probabilities.",
+        "soft-output": (
+            "'outputs' asks for 'grad_target', which exists only for a target of class probabilities, "
+            "but this target holds class indices."
+        ),
     }
 
 
@@ -225,10 +244,8 @@ class TargetOutOfRange(RequestError):
     title = "A target is not a class"
     mend = "Class indices run from 0 to C - 1; rows to be skipped hold ignore_index (-100 unless given)."
     sentences = {
-        "range": "{element} is {got}, but '{like}' have {classes} classes (0 to {highest}).",
-        "int64": (
-            "{element} is an integer that int64 cannot hold, but '{like}' have {classes} classes (0 to {highest})."
-        ),
+        "range": "{element} is {got}, but {like} have {classes} ({expected}).",
+        "int64": "{element} is an integer that int64 cannot hold, but {like} have {classes} ({expected}).",
     }
 
 
@@ -267,7 +284,7 @@ class ContentTooLarge(RequestError):
         ),
         "answer": (
             "The answer could take {got} bytes, but at most {limit} are allowed for application/json; "
-            '"encoding": "base64" makes it smaller.'
+            '"encoding": "base64" or fewer outputs make it smaller.'
         ),
     }
 
@@ -311,6 +328,13 @@ class MethodNotAllowed(RequestError):
     title = "This address does not take the method"
     mend = "Operators are called with POST, everything else with GET; the Allow header lists the methods."
     sentences = {"method": "This path takes {expected}, not {got}."}
+
+
+class Draining(RequestError):
+    code = "draining"
+    title = "The service is about to stop"
+    mend = "Send it again on a new connection after the seconds of Retry-After; requests have no side effects."
+    sentences = {"draining": "The service is about to stop and takes no more requests; send it again in a moment."}
 
 
 class Internal(RequestError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1 << 20
@@ -17,13 +17,28 @@ def _available_cores() -> int:
 
 
 class Settings(BaseSettings):
-    """What an operator of the service can choose, by flag (`--max-json-bytes`) or variable (`LOSS_MAX_JSON_BYTES`)."""
+    """Start the service. Every setting is a flag (--max-json-bytes) and a variable (LOSS_MAX_JSON_BYTES); flags win."""
 
-    model_config = SettingsConfigDict(env_prefix="LOSS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LOSS_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port to listen on; 0 takes a free one.")
     uds: Path | None = Field(None, description="Unix socket to listen on instead of host and port.")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        1,
+        description=(
+            "Processes; more than one come with a supervisor that replaces those that die. Threads and budgets are "
+            "totals: each process holds its share."
+        ),
+    )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto", description="Where losses are computed: auto (CUDA when there is one), cpu, cuda or cuda:N."
     )
@@ -37,9 +52,38 @@ class Settings(BaseSettings):
     max_json_answer_bytes: Annotated[int, Field(ge=1024)] = Field(
         32 * MEBIBYTE, description="Largest JSON answer given, in bytes."
     )
+    drain_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = Field(
+        30.0,
+        description=(
+            "Longest time between SIGTERM and the end, all phases together; connections are still accepted (and told "
+            "to close) for the first fifth of it."
+        ),
+    )
     root_path: Annotated[str, Field(pattern=r"^(/[^/?#\s]+)*$")] = Field(
         "", description="Path prefix that a proxy in front strips, such as /loss."
     )
-    tls_cert: Path | None = Field(None, description="Certificate file; with it the service speaks TLS.")
+    tls_cert: Path | None = Field(None, description="Certificate file; with it and tls-key the service speaks TLS.")
     tls_key: Path | None = Field(None, description="Private key of the certificate.")
+    log_format: Literal["text", "json"] | None = Field(
+        None, description="How log lines are written. Unless given, text on a terminal and json elsewhere."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("LOSS_TLS_CERT and LOSS_TLS_KEY go together; only one is set")
+        for name in ("tls_cert", "tls_key"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"LOSS_{name.upper()} names {path}, which is not a file")
+        return self
+
+    @classmethod
+    def from_command_line(cls, program: str, arguments: list[str]) -> Self:
+        """Return the settings of flags and environment; raises ValidationError, exits on --help and unknown flags."""
+        return cls(_cli_parse_args=arguments, _cli_prog_name=program)
+
+    def share(self) -> Self:
+        """Return the settings of one worker: its part of what is a total."""
+        return self.model_copy(update={"threads": max(1, self.threads // self.workers)})

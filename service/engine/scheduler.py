@@ -10,6 +10,7 @@ import torch
 
 from service.engine.batch import Answer, Execution
 from service.engine.buffers import BufferPool
+from service.metrics import BATCH_ROWS, note_gpu_memory
 from service.ops.bind import Job
 
 INLINE_ELEMENTS = 1 << 16
@@ -71,9 +72,19 @@ class Engine:
             wait(helpers)
             execution.abandon()
             raise
+        BATCH_ROWS.observe(job.layout.rows)
         answer.queue_seconds = started - submitted
         answer.compute_seconds = time.perf_counter() - started
         return answer
+
+    def note_memory(self) -> None:
+        """Tell the metrics how much GPU memory is in use; nothing on a CPU."""
+        if self.device.type == "cuda":
+            note_gpu_memory(
+                str(self.device),
+                allocated=torch.cuda.memory_allocated(self.device),
+                cached=torch.cuda.memory_reserved(self.device),
+            )
 
     def close(self) -> None:
         """Stop the workers after what they are computing."""

@@ -38,6 +38,7 @@ class RequestBody:
             self.headers[name] = self.headers[name] + b", " + value if name in self.headers else value
         length = self.headers.get(b"content-length", b"")
         self._declared = int(length) if length.isdigit() else None
+        self.received = 0
         self._is_complete = False
         self._waits_for_continue = self.headers.get(b"expect", b"").lower() == b"100-continue"
 
@@ -53,11 +54,11 @@ class RequestBody:
         if self._declared is not None and self._declared > limit:
             raise ContentTooLarge("body", limit=limit)
         chunks: list[bytes] = []
-        received, more = 0, True
+        more = True
         while more:
             chunk, more = await self._next()
-            received += len(chunk)
-            if received > limit:
+            self.received += len(chunk)
+            if self.received > limit:
                 raise ContentTooLarge("body", limit=limit)
             chunks.append(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, and a last resort when the service itself fails."""
+"""What surrounds every request: its id, its log line, and a last resort when the service itself fails."""
 
 from __future__ import annotations
 
@@ -8,45 +8,61 @@ import secrets
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Internal
+from service.errors import Draining, Internal
 from service.http.body import send_reply
-from service.http.problems import REQUEST_ID, problem
+from service.http.exchange import Exchange, put_exchange
+from service.http.logs import log_request
+from service.http.problems import problem
+from service.http.state import State
 
 logger = logging.getLogger("service")
 
 _ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
+ALWAYS_ANSWERED = ("/health/", "/metrics")
+"""Paths that are answered while everything else is refused."""
+
 
 class Envelope:
-    """ASGI middleware: gives every request its `X-Request-Id`, and answers 500 for whatever was not foreseen."""
+    """ASGI middleware: `X-Request-Id`, the request's log line, refusal while stopping, and 500 for the unforeseen."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, state: State) -> None:
         self._app = app
+        self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(scope)
-        scope[REQUEST_ID] = request_id
-        header = (b"x-request-id", request_id.encode())
-        started = False
+        exchange = Exchange(_request_id(scope))
+        put_exchange(scope, exchange)
+        headers = [(b"x-request-id", exchange.request_id.encode())]
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
+        async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [*message.get("headers", ()), header]
+                exchange.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *headers]
+                if self._state.is_draining:
+                    message["headers"].append((b"connection", b"close"))
+            else:
+                exchange.sent += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            if self._state.is_refusing and not scope["path"].startswith(ALWAYS_ANSWERED):
+                exchange.code = Draining.code
+                await send_reply(send_enveloped, problem(Draining("draining"), exchange.request_id))
+            else:
+                await self._app(scope, receive, send_enveloped)
         except Exception:
-            logger.exception("request %s failed", request_id)
-            if started:
+            logger.exception("request %s failed", exchange.request_id)
+            exchange.code = Internal.code
+            if exchange.status:
                 raise
-            reply = problem(Internal("bug", request_id=request_id), request_id)
-            await send_reply(send_with_id, reply)
+            error = Internal("bug", request_id=exchange.request_id)
+            await send_reply(send_enveloped, problem(error, exchange.request_id))
+        finally:
+            log_request(scope, exchange)
 
 
 def _request_id(scope: Scope) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from service import __version__, describe
+from service import __version__, describe, metrics
 from service.engine.scheduler import Engine
 from service.http.state import State
 from service.ops.bind import bind, fields_of
@@ -42,7 +42,7 @@ class Operators(BaseModel):
 class Health(BaseModel):
     """How the service is."""
 
-    status: str = Field(description="`ok`, or why not: `starting` or `failed`.")
+    status: str = Field(description="`ok`, or why not: `starting`, `failed` or `draining`.")
 
 
 async def check_examples(operators: Mapping[str, Operator], engine: Engine) -> None:
@@ -54,7 +54,7 @@ async def check_examples(operators: Mapping[str, Operator], engine: Engine) -> N
             answer.release()
 
 
-def probe_router(operators: dict[str, Operator], settings: Settings, state: State) -> APIRouter:
+def probe_router(operators: dict[str, Operator], engine: Engine, settings: Settings, state: State) -> APIRouter:
     """Return the routes of the probes; `HEAD` works wherever `GET` does."""
     router = APIRouter(tags=["About the service"])
     limits = Limits(
@@ -81,6 +81,15 @@ def probe_router(operators: dict[str, Operator], settings: Settings, state: Stat
         """The operators with their tensors, options and outputs."""
         return table
 
+    async def get_metrics() -> Response:
+        """Counters, histograms and gauges in the Prometheus text format; names start with `loss_`."""
+        engine.note_memory()
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    router.add_api_route(
+        "/metrics", get_metrics, methods=["GET"], response_class=PlainTextResponse, summary="Metrics for Prometheus"
+    )
+    router.add_api_route("/metrics", get_metrics, methods=["HEAD"], include_in_schema=False)
     for path, endpoint, model in (
         ("/v1/operators", get_operators, Operators),
         ("/v1/limits", get_limits, Limits),
@@ -88,7 +97,9 @@ def probe_router(operators: dict[str, Operator], settings: Settings, state: Stat
         ("/health/ready", ready, Health),
     ):
         responses: dict[int | str, dict[str, Any]] = (
-            {503: {"model": Health, "description": "Starting, or without an engine."}} if endpoint is ready else {}
+            {503: {"model": Health, "description": "Starting, draining, or without an engine."}}
+            if endpoint is ready
+            else {}
         )
         router.add_api_route(path, endpoint, methods=["GET"], response_model=model, responses=responses)
         router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)

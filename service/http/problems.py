@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from service import errors
 from service.errors import NAME_LIMIT, MethodNotAllowed, NotFound, RequestError, clip
+from service.http.exchange import exchange_of
 from service.ops.spec import Operator
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -40,20 +41,18 @@ STATUS: dict[type[RequestError], int] = {
     errors.NonFinite: 422,
     errors.UndefinedMean: 422,
     errors.Internal: 500,
+    errors.Draining: 503,
 }
 
 EXTRA_HEADERS: dict[type[RequestError], list[tuple[bytes, bytes]]] = {
     errors.UnsupportedEncoding: [(b"accept-encoding", b"identity")],
+    errors.Draining: [(b"retry-after", b"1"), (b"connection", b"close")],
 }
-
-
-REQUEST_ID = "service.request_id"
-"""Where the id of a request lies in its ASGI scope."""
 
 
 def request_id_of(scope: Scope) -> str:
     """Return the id of the request that a scope belongs to."""
-    return str(scope[REQUEST_ID])
+    return exchange_of(scope).request_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,9 @@ def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:
             error = MethodNotAllowed("method", expected=" or ".join(allowed), got=clip(request.method))
         else:
             error = not_found(request.url.path, operators)
-        reply = problem(error, request_id_of(request.scope))
+        exchange = exchange_of(request.scope)
+        exchange.code = error.code
+        reply = problem(error, exchange.request_id)
         return Response(b"".join(reply.pieces), reply.status, headers, reply.media_type)
 
     app.add_exception_handler(HTTPException, answer)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from service import metrics
 from service.engine.batch import Answer
 from service.engine.scheduler import Engine
-from service.errors import ContentTooLarge, RequestError
+from service.errors import ERRORS, ContentTooLarge, Draining, Internal, RequestError
 from service.http.body import JSON, ClientDisconnectedError, RequestBody, check_formats, refuse_unread, send_reply
-from service.http.problems import Reply, problem, request_id_of
+from service.http.exchange import Exchange, exchange_of
+from service.http.problems import Reply, problem
+from service.http.state import State
 from service.ops.bind import Job, bind, fields_of
 from service.ops.spec import Operator
 from service.settings import Settings
@@ -23,61 +25,70 @@ INLINE_BYTES = 1 << 18
 """Bodies and answers up to this size are decoded and encoded on the event loop; larger ones in a thread."""
 
 
-@dataclass(slots=True)
-class Timing:
-    """Seconds spent in the phases of a request."""
-
-    decode: float = 0.0
-    queue: float = 0.0
-    compute: float = 0.0
-    encode: float = 0.0
-
-    def header(self) -> tuple[bytes, bytes]:
-        """Return the `Server-Timing` header, in milliseconds."""
-        return b"server-timing", (
-            f"decode;dur={self.decode * 1e3:.3f}, queue;dur={self.queue * 1e3:.3f}, "
-            f"compute;dur={self.compute * 1e3:.3f}, encode;dur={self.encode * 1e3:.3f}"
-        ).encode()
-
-
 class OperatorEndpoint:
     """One operator, or its gradient, over HTTP: decode, bind, submit, encode."""
 
-    def __init__(self, operator: Operator, engine: Engine, settings: Settings, *, gradient: bool) -> None:
+    def __init__(self, operator: Operator, engine: Engine, settings: Settings, state: State, *, gradient: bool) -> None:
         self._operator = operator
         self._engine = engine
         self._settings = settings
+        self._state = state
         self._gradient = gradient
         self._fields = fields_of(operator, gradient=gradient)
+        self._name = operator.name + ("/gradient" if gradient else "")
+        self._metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=["json"], codes=ERRORS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_of(scope)
+        exchange.operator = self._name
         body = RequestBody(scope, receive)
+        metrics.IN_FLIGHT.inc()
         try:
-            timing = Timing()
-            reply = await self._answer(body, timing)
-            await send_reply(send, reply, [timing.header()])
+            reply = await self._answer(body, exchange)
+            await send_reply(send, reply, [exchange.timing.header()])
+            metrics.observe_phases(exchange.timing)
         except RequestError as error:
-            reply = problem(error, request_id_of(scope))
-            await (refuse_unread(send, reply, body) if body.must_close else send_reply(send, reply))
+            await self._refuse(error, send, body, exchange)
+        except asyncio.CancelledError:
+            if not self._state.is_draining or exchange.status:
+                raise
+            await self._refuse(Draining("draining"), send, body, exchange)
         except ClientDisconnectedError:
-            return
+            exchange.code = metrics.CLIENT_CLOSED
+        except Exception:
+            exchange.code = Internal.code
+            raise
+        finally:
+            metrics.IN_FLIGHT.dec()
+            exchange.received = body.received
+            self._metrics.count("json", exchange)
 
-    async def _answer(self, body: RequestBody, timing: Timing) -> Reply:
+    @staticmethod
+    async def _refuse(error: RequestError, send: Send, body: RequestBody, exchange: Exchange) -> None:
+        exchange.code = error.code
+        reply = problem(error, exchange.request_id)
+        await (refuse_unread(send, reply, body) if body.must_close else send_reply(send, reply))
+
+    async def _answer(self, body: RequestBody, exchange: Exchange) -> Reply:
         check_formats(body.headers)
-        content = await body.read(self._settings.max_json_bytes)
-        started = time.perf_counter()
+        with self._state.reading():
+            content = await body.read(self._settings.max_json_bytes)
+        timing, started = exchange.timing, time.perf_counter()
         if len(content) <= INLINE_BYTES:
             job = self._prepare(content)
         else:
             job = await asyncio.to_thread(self._prepare, content)
         timing.decode = time.perf_counter() - started
-        answer = await self._engine.submit(job)
-        timing.queue, timing.compute = answer.queue_seconds, answer.compute_seconds
-        started = time.perf_counter()
-        if self._largest_answer(job) <= INLINE_BYTES:
-            pieces = self._encode(job, answer)
-        else:
-            pieces = await asyncio.to_thread(self._encode, job, answer)
+        largest = self._largest_answer(job)
+        with metrics.reserved(len(content) + largest):
+            answer = await self._engine.submit(job)
+            exchange.rows = job.layout.rows
+            timing.queue, timing.compute = answer.queue_seconds, answer.compute_seconds
+            started = time.perf_counter()
+            if largest <= INLINE_BYTES:
+                pieces = self._encode(job, answer)
+            else:
+                pieces = await asyncio.to_thread(self._encode, job, answer)
         timing.encode = time.perf_counter() - started
         return Reply(200, JSON, pieces)
 
@@ -102,12 +113,12 @@ class OperatorEndpoint:
             answer.release()
 
 
-def operator_routes(operators: dict[str, Operator], engine: Engine, settings: Settings) -> list[Route]:
+def operator_routes(operators: dict[str, Operator], engine: Engine, settings: Settings, state: State) -> list[Route]:
     """Return two routes for every operator."""
     return [
         Route(
             f"/v1/{operator.name}" + ("/gradient" if gradient else ""),
-            OperatorEndpoint(operator, engine, settings, gradient=gradient),
+            OperatorEndpoint(operator, engine, settings, state, gradient=gradient),
             methods=["POST"],
         )
         for operator in operators.values()

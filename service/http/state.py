@@ -1,13 +1,50 @@
-"""What the running service knows of itself."""
+"""What the running service knows of itself: whether it is ready, and how far it has got in stopping."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from service import metrics
 
 
 @dataclass(slots=True)
 class State:
-    """Shared by the probes and the part that starts and stops the service."""
+    """Shared by the endpoints, the probes, and the part that starts and stops the service.
 
-    readiness: Literal["starting", "ok", "failed"] = "starting"
+    Stopping goes through three steps: *draining* (unready; requests are answered and told to close their connection),
+    *refusing* (new requests get 503), and the end of bodies that are still arriving (their requests get 503).
+    """
+
+    readiness: Literal["starting", "ok", "failed", "draining"] = "starting"
+    is_draining: bool = False
+    is_refusing: bool = False
+    _reading: set[asyncio.Task[object]] = field(default_factory=set)
+
+    def begin_draining(self) -> None:
+        """Turn readiness off; from now on answers close their connection."""
+        self.is_draining = True
+        self.readiness = "draining"
+        metrics.DRAINING.set(1)
+
+    def begin_refusing(self) -> None:
+        """Refuse requests that arrive from now on."""
+        self.is_refusing = True
+
+    def cut_unfinished_bodies(self) -> None:
+        """Stop waiting for bodies that are still arriving."""
+        for task in list(self._reading):
+            task.cancel()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While a body is being read, let `cut_unfinished_bodies` cancel the task that reads it."""
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._reading.add(task)
+        try:
+            yield
+        finally:
+            self._reading.discard(task)

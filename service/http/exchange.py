@@ -1,0 +1,70 @@
+"""One request and its answer, as far as they are known: what the log line and the counters tell of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from service import metrics
+
+_SCOPE_KEY = "service.exchange"
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds spent in the phases of a request."""
+
+    decode: float = 0.0
+    queue: float = 0.0
+    compute: float = 0.0
+    encode: float = 0.0
+
+    def header(self) -> tuple[bytes, bytes]:
+        """Return the `Server-Timing` header, in milliseconds."""
+        return b"server-timing", (
+            f"decode;dur={self.decode * 1e3:.3f}, queue;dur={self.queue * 1e3:.3f}, "
+            f"compute;dur={self.compute * 1e3:.3f}, encode;dur={self.encode * 1e3:.3f}"
+        ).encode()
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known of a request so far.
+
+    Attributes:
+        request_id: the caller's, or one that was made.
+        code: `ok`, or the code of the problem that was answered.
+        status: HTTP status of the answer, 0 before there is one.
+        received: bytes of the body read.
+        sent: bytes of the answer's body.
+        operator: the operator asked for, `/gradient` appended for its gradient; None on other paths.
+        rows: how many rows were computed.
+    """
+
+    request_id: str
+    code: str = metrics.OK
+    status: int = 0
+    received: int = 0
+    sent: int = 0
+    operator: str | None = None
+    rows: int = 0
+    timing: Timing = field(default_factory=Timing)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request arrived."""
+        return time.perf_counter() - self.started
+
+
+def put_exchange(scope: Scope, exchange: Exchange) -> None:
+    """Make an exchange known to whoever handles the scope."""
+    scope[_SCOPE_KEY] = exchange
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange that a scope belongs to."""
+    exchange: Exchange = scope[_SCOPE_KEY]
+    return exchange

@@ -1,0 +1,143 @@
+"""uvicorn with an orderly end: one process, or several under a supervisor that replaces those that die."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import multiprocess
+
+from service import metrics
+from service.http.logs import choose_format, configuration
+from service.http.state import State
+from service.settings import Settings
+
+ACCEPTING_PART = 1 / 5
+"""Part of the drain time during which connections are still accepted, so that a load balancer can notice."""
+
+UNFINISHED_BODY_SECONDS = 1.0
+"""How long a body that is still arriving is waited for once new requests are refused."""
+
+LAST_WORD_SECONDS = 0.5
+"""Part of the drain time left for telling those whose time is over."""
+
+
+class Config(uvicorn.Config):
+    """uvicorn's configuration, made from the service's settings."""
+
+    def __init__(self, create_app: Callable[[Settings], FastAPI], settings: Settings) -> None:
+        self.settings = settings
+        super().__init__(
+            partial(create_app, settings),
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            uds=None if settings.uds is None else str(settings.uds),
+            workers=settings.workers,
+            http="httptools",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_config=configuration(choose_format(settings.log_format), settings.log_level),
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+        )
+
+
+class Server(uvicorn.Server):
+    """A server that drains before it stops, and then ends with status 0.
+
+    On SIGTERM it turns unready but goes on accepting for a while, telling everyone to close their connection; then it
+    stops listening and answers 503 on connections that are still open, waits for the requests it has, and cuts off
+    those that are not done by the end of `drain_seconds`. SIGINT, from a terminal, skips the first step.
+    """
+
+    def __init__(self, config: Config, on_started: Callable[[str], None] | None = None) -> None:
+        super().__init__(config)
+        self._settings = config.settings
+        self._on_started = on_started
+        self._lingers = True
+
+    @property
+    def _state(self) -> State:
+        return cast(State, cast(Any, self.config.loaded_app).state.service)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._on_started(address_of(self._settings, self.servers[0].sockets[0]))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; uvicorn would raise the signal again afterwards, and not end with status 0."""
+        if sig == signal.SIGINT:
+            self.force_exit = self.should_exit
+            self._lingers = False
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then stop."""
+        total = self._settings.drain_seconds
+        accepting = total * ACCEPTING_PART if self._lingers else 0.0
+        self._state.begin_draining()
+        await self._go_on_for(accepting)
+        self._state.begin_refusing()
+        cut = asyncio.get_running_loop().call_later(UNFINISHED_BODY_SECONDS, self._state.cut_unfinished_bodies)
+        self.config.timeout_graceful_shutdown = cast(int, max(0.0, total - accepting - LAST_WORD_SECONDS))
+        await super().shutdown(sockets)
+        cut.cancel()
+
+    async def _go_on_for(self, seconds: float) -> None:
+        end = asyncio.get_running_loop().time() + seconds
+        ticks = 0
+        while asyncio.get_running_loop().time() < end and self._lingers:
+            await asyncio.sleep(0.1)
+            ticks += 1
+            await self.on_tick(ticks)
+
+
+class WorkerProcess(multiprocess.Process):
+    """One of several processes, with the server that drains."""
+
+    @property
+    def server(self) -> uvicorn.Server:
+        """The server of this process, made in it."""
+        if self._server is None:
+            self._server = Server(cast(Config, self.config))
+        return self._server
+
+
+def run(create_app: Callable[[Settings], FastAPI], settings: Settings, on_started: Callable[[str], None]) -> None:
+    """Serve until told to stop; `on_started` is called with the address once it is listened on."""
+    if settings.workers == 1:
+        Server(Config(create_app, settings), on_started).run()
+        return
+    with tempfile.TemporaryDirectory(prefix="loss-metrics-") as folder:
+        os.environ[metrics.MULTIPROCESS_VARIABLE] = folder
+        config = Config(create_app, settings.share())
+        listener = config.bind_socket()
+        on_started(address_of(settings, listener))
+        # uvicorn's supervisor looks this name up when it starts a worker, and offers no other way to choose the class.
+        multiprocess.Process = WorkerProcess  # type: ignore[misc]
+        multiprocess.Multiprocess(config, [listener]).run()
+
+
+def address_of(settings: Settings, listener: socket.socket) -> str:
+    """Return the address that a listening socket is reached at, as a URL."""
+    scheme = "https" if settings.tls_cert else "http"
+    if settings.uds is not None:
+        return f"{scheme}://localhost"
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104  # said, not bound
+        host = "localhost"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

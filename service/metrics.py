@@ -1,0 +1,128 @@
+"""What the service counts, in the Prometheus text format; all names start with `loss_`.
+
+With several workers every process writes its numbers to files in `PROMETHEUS_MULTIPROC_DIR` (set by the supervisor),
+and whichever process is asked adds them up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+OK = "ok"
+"""The `code` of a request that was answered; any other code is that of its problem."""
+
+CLIENT_CLOSED = "client-closed"
+"""The `code` of a request whose caller left before the answer."""
+
+PHASES = ("decode", "queue", "compute", "encode")
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every first one, of no use here
+
+_PHASE_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+REQUESTS = Counter(
+    "loss_requests", "Requests to operators, by problem code or ok.", ["operator", "gradient", "format", "code"]
+)
+REQUEST_BYTES = Counter("loss_request_bytes", "Bytes of request bodies read.", ["operator", "gradient", "format"])
+ANSWER_BYTES = Counter("loss_answer_bytes", "Bytes of answers to operators.", ["operator", "gradient", "format"])
+ROWS = Counter("loss_rows", "Rows computed.", ["operator", "gradient"])
+PHASE_SECONDS = Histogram(
+    "loss_phase_seconds", "Seconds that answered requests spent in a phase.", ["phase"], buckets=_PHASE_SECONDS
+)
+IN_FLIGHT = Gauge("loss_in_flight_requests", "Requests to operators being worked on.", multiprocess_mode="livesum")
+MEMORY_RESERVED = Gauge(
+    "loss_memory_reserved_bytes",
+    "Bytes held by requests being worked on: bodies and results.",
+    multiprocess_mode="livesum",
+)
+BATCH_ROWS = Histogram(
+    "loss_batch_rows", "Rows computed in one launch.", buckets=(1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
+)
+DRAINING = Gauge("loss_draining", "Processes that are draining before they stop.", multiprocess_mode="livesum")
+GPU_MEMORY = Gauge(
+    "loss_gpu_memory_bytes", "GPU memory held by the engine.", ["device", "kind"], multiprocess_mode="livesum"
+)
+
+
+class Counted(Protocol):
+    """What is counted of a request."""
+
+    code: str
+    received: int
+    sent: int
+    rows: int
+
+
+class Timed(Protocol):
+    """Seconds of each phase."""
+
+    decode: float
+    queue: float
+    compute: float
+    encode: float
+
+
+class EndpointMetrics:
+    """The counters of one operator's endpoint, their labels bound once."""
+
+    def __init__(self, operator: str, *, gradient: bool, formats: Iterable[str], codes: Iterable[str]) -> None:
+        labels = (operator, str(gradient).lower())
+        formats = list(formats)
+        # Every series exists from the start, so that a rate over it sees the first event.
+        self._requests = {
+            (name, code): REQUESTS.labels(*labels, name, code)
+            for name in formats
+            for code in (OK, CLIENT_CLOSED, *codes)
+        }
+        self._request_bytes = {name: REQUEST_BYTES.labels(*labels, name) for name in formats}
+        self._answer_bytes = {name: ANSWER_BYTES.labels(*labels, name) for name in formats}
+        self._rows = ROWS.labels(*labels)
+
+    def count(self, format_name: str, request: Counted) -> None:
+        """Count one request that has come to its end."""
+        self._requests[format_name, request.code].inc()
+        self._request_bytes[format_name].inc(request.received)
+        self._answer_bytes[format_name].inc(request.sent)
+        self._rows.inc(request.rows)
+
+
+_PHASE = {phase: PHASE_SECONDS.labels(phase) for phase in PHASES}
+
+
+def observe_phases(seconds: Timed) -> None:
+    """Note how long each phase of a request took."""
+    for phase, histogram in _PHASE.items():
+        histogram.observe(getattr(seconds, phase))
+
+
+@contextmanager
+def reserved(size: int) -> Iterator[None]:
+    """Count `size` bytes as held by a request."""
+    MEMORY_RESERVED.inc(size)
+    try:
+        yield
+    finally:
+        MEMORY_RESERVED.dec(size)
+
+
+def note_gpu_memory(device: str, *, allocated: int, cached: int) -> None:
+    """Note how much GPU memory the engine uses, and how much its allocator keeps."""
+    GPU_MEMORY.labels(device, "allocated").set(allocated)
+    GPU_MEMORY.labels(device, "cached").set(cached)
+
+
+def exposition() -> bytes:
+    """Return all numbers in the Prometheus text format, those of every worker added up."""
+    if MULTIPROCESS_VARIABLE not in os.environ:
+        return generate_latest()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's own way
+    return generate_latest(registry)
