@@ -98,7 +98,7 @@ class MalformedJson(RequestError):
     )
     sentences = {
         "syntax": "The body is not valid JSON: {reason} at byte {offset}.",
-        "truncated": "The body is not valid JSON: it ends too early, within the object.",
+        "truncated": "The body is not valid JSON: it ends too early.",
         "surrogate": "The body is not valid JSON: a string holds half of a surrogate pair, such as \\ud800, alone.",
         "literal": 'The body is not valid JSON: {got} at byte {offset}; write it as a string, "{got}".',
         "mark": "The body begins with a byte order mark; JSON is sent in UTF-8 without one.",
@@ -116,7 +116,7 @@ class MalformedTensor(RequestError):
         "and the base64 (with padding) of exactly that many little-endian values in row-major order."
     )
     sentences = {
-        "dtype": "'{name}' has the dtype {got}, but a dtype is one of {expected}.",
+        "dtype": "The 'dtype' of '{name}' must be one of {expected}, but is {got}.",
         "shape": "The 'shape' of '{name}' must be a list of at most {expected} sizes, each an integer from 0.",
         "elements": "The sizes in the 'shape' of '{name}', zeros apart, multiply to more than {limit}.",
         "base64": "The 'base64' of '{name}' must be a string of base64 with padding, and is not.",

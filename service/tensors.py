@@ -124,6 +124,18 @@ class WireTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class LongText:
+    """The value of an option that is longer than any option's can be; nobody looks into it."""
+
+    kind: str
+    """What it is, in words: `a string`."""
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.size} bytes"
+
+
+@dataclass(frozen=True, slots=True)
 class Fields:
     """The names a request may use: which of them are tensors, which are options."""
 

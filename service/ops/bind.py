@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.errors import DtypeMismatch, TargetOutOfRange, element_name, element_pointer
+from service.errors import DtypeMismatch, TargetOutOfRange, counted, element_name, element_pointer
 from service.ops.layout import Layout, unravel
 from service.ops.request import Request, TensorDescription, upstream_input, validate
 from service.ops.spec import UPSTREAM, Input, LossOptions, Operator, Options, Output
@@ -145,7 +145,7 @@ def _read_as(name: str, wire: WireTensor, dtype_name: str) -> Tensor:
                 pointer=element_pointer(name, index),
                 element=element_name(name, index),
                 expected=dtype_name,
-                got=f"{wire.values.reshape(-1)[position].item():g}",
+                got=f"{wire.values.reshape(-1)[position].item():.15g}",
             )
     return values
 
@@ -162,11 +162,10 @@ def _bind_indices(
             sentence,
             pointer=element_pointer(name, index),
             element=element_name(name, index),
-            expected=f"0 to {classes - 1}",
+            expected="only 0" if classes == 1 else f"0 to {classes - 1}",
             got=got,
             like=like,
-            classes=classes,
-            highest=classes - 1,
+            classes=counted(classes, "class", "classes"),
         )
 
     if wire.beyond_int64 is not None:

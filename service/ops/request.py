@@ -9,10 +9,10 @@ from typing import Any, Literal, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
-from service.errors import DtypeMismatch, InvalidOption, MissingField, ShapeMismatch, clip
+from service.errors import DtypeMismatch, InvalidOption, MissingField, ShapeMismatch, clip, element_name
 from service.ops.layout import Layout
 from service.ops.spec import UPSTREAM, ClassOptions, Input, LossOptions, Operator, Options
-from service.tensors import MAX_RANK, Kind
+from service.tensors import MAX_RANK, Kind, LongText
 
 
 class TensorDescription(BaseModel):
@@ -92,6 +92,15 @@ def validate(
     field = model.model_fields[name]
     if first["type"] == "missing":
         raise MissingField("tensor", pointer="/" + name, owner=operator.name, name=name)
+    if len(first["loc"]) > 1:
+        position = int(first["loc"][1])
+        raise InvalidOption(
+            "output-name",
+            pointer=f"/{name}/{position}",
+            element=element_name(name, (position,)),
+            expected="the name of an output",
+            got=shown(first["input"]),
+        )
     raise InvalidOption(
         "value", pointer="/" + name, name=name, expected=describe_bounds(field), got=shown(options[name])
     )
@@ -105,7 +114,9 @@ def shown(value: object) -> str:
         return clip(value)
     if isinstance(value, str):
         return f"'{clip(value)}'"
-    return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return str(value) if isinstance(value, LongText) else "an object"
 
 
 def describe_bounds(field: FieldInfo) -> str:
@@ -194,11 +205,10 @@ class _Checker:
             raise InvalidOption(
                 "class-dim",
                 pointer="/class_dim",
-                lowest=-len(shape),
-                highest=len(shape) - 1,
+                expected=f"from {-len(shape)} to {len(shape) - 1}",
                 like=name,
-                rank=len(shape),
-                got=class_dim,
+                shape=list(shape),
+                got=shown(class_dim),
             )
         layout = Layout(shape, class_dim % len(shape))
         if layout.classes == 0:
@@ -208,9 +218,9 @@ class _Checker:
     def _check_input(self, tensor: Input, description: TensorDescription) -> None:
         _check_rank(tensor.name, description.shape)
         if tensor.role == "classes":
-            self._check_shape(tensor.name, description, self.layout.shape, f"as '{self.first.name}' has it,")
+            self._check_shape(tensor.name, description, self.layout.shape, f"that of '{self.first.name}'")
         elif tensor.role == "weight":
-            reason = f"one number for each class of '{self.first.name}',"
+            reason = f"one number for each class of '{self.first.name}'"
             self._check_shape(tensor.name, description, (self.layout.classes,), reason)
         elif tensor.role == "target":
             self.request._is_soft = self._target_is_soft(tensor.name, description)
@@ -240,7 +250,7 @@ class _Checker:
                 )
             return False
         if kind == "probs":
-            reason = f"to hold a probability for each of '{self.first.name}',"
+            reason = f"that of '{self.first.name}', a probability for each"
             self._check_shape(name, description, self.layout.shape, reason)
         return cast(str, kind) == "probs"
 
@@ -248,7 +258,7 @@ class _Checker:
         expected = self.layout.rows_shape
         if description.shape != expected:
             self._check_class_last(name, description)
-            reason = f"for '{self.first.name}' of shape {list(self.layout.shape)}"
+            reason = f"that of '{self.first.name}' without the dimension of the classes"
             self._check_shape(name, description, expected, reason)
         if description.kind != "integer":
             raise DtypeMismatch(
@@ -310,7 +320,7 @@ class _Checker:
         if like.shape == "reduced":
             options = cast(LossOptions, self.options)
             expected = self.layout.rows_shape if options.reduction == "none" else ()
-        self._check_shape(UPSTREAM, description, expected, f"as the output '{like.name}' has it,")
+        self._check_shape(UPSTREAM, description, expected, f"that of the output '{like.name}'")
         self._check_floating(UPSTREAM, description)
 
 

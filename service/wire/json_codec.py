@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import codecs
 import itertools
 import math
 import re
@@ -26,10 +27,10 @@ from service.errors import (
     MissingField,
     ShapeMismatch,
     clip,
+    counted,
     element_name,
     element_pointer,
 )
-from service.ops.layout import unravel
 from service.tensors import (
     DTYPES,
     MAX_ELEMENTS,
@@ -37,13 +38,14 @@ from service.tensors import (
     NON_FINITE,
     DType,
     Fields,
+    LongText,
     Message,
     WireTensor,
     array_of,
     dtype_of,
     tensor_from_bytes,
 )
-from service.wire.json_structure import Structure, array_shape, check_not_empty, scan
+from service.wire.json_structure import WHITESPACE, Structure, array_shape, name_spans, scan
 
 MEDIA_TYPE = "application/json"
 
@@ -77,13 +79,14 @@ def _split(
     except msgspec.ValidationError as error:
         raise MalformedJson("object", got=_kind_of(bytes(body).lstrip()[:1])) from error
     except msgspec.DecodeError as error:
-        raise _syntax_error(error) from error
+        raise _syntax_error(bytes(body), error) from error
     for name in values:
         fields.check(name, path)
+    if structure.member_count != len(values):
+        name = _repeated(body)
+        sentence = "part" if path else "duplicate"
+        raise DuplicateField(sentence, pointer=f"{path}/{name}", tensor=path[1:], name=name)
     members = structure.members()
-    if len(members) != len(values):
-        name = _repeated(body, values)
-        raise DuplicateField("duplicate", pointer=f"{path}/{name}", name=name)
     return {name: (memoryview(raw), part) for (name, raw), part in zip(values.items(), members, strict=True)}
 
 
@@ -94,16 +97,47 @@ def _check_utf8(body: bytes) -> None:
         raise MalformedJson("text", offset=error.start) from error
 
 
-def _syntax_error(error: msgspec.DecodeError) -> MalformedJson:
-    if found := re.search(r"malformed: (.*) \(byte (\d+)\)", str(error)):
-        return MalformedJson("syntax", reason=found[1], offset=found[2])
-    return MalformedJson("truncated")
+def _syntax_error(body: bytes, error: msgspec.DecodeError) -> MalformedJson:
+    """Return what is wrong with a body that is not JSON, in words and with its place."""
+    if not body.strip(WHITESPACE):
+        return MalformedJson("object", got="empty")
+    if body.startswith(codecs.BOM_UTF8):
+        return MalformedJson("mark")
+    found = re.search(r"malformed: (.*) \(byte (\d+)\)", str(error))
+    if found is None:
+        # The parser says the same of half a surrogate pair as of a text that ends too early.
+        return MalformedJson("truncated" if _ends_early(body) else "surrogate")
+    reason, offset = found[1], int(found[2])
+    if literal := _BARE_LITERAL.match(body, max(0, offset - 1)) or _BARE_LITERAL.match(body, offset):
+        return MalformedJson("literal", got=literal[0].decode(), offset=literal.start())
+    return (
+        MalformedJson("surrogate") if "surrogate" in reason else MalformedJson("syntax", reason=reason, offset=offset)
+    )
 
 
-def _repeated(body: bytes | memoryview, members: Iterable[str]) -> str:
-    """Return the name that appears more than once, as far as a search for its text can tell."""
-    text = bytes(body)
-    return max(members, key=lambda name: len(re.findall(rb'"%s"\s*:' % re.escape(name.encode()), text)))
+_BARE_LITERAL = re.compile(rb"(?<![A-Za-z0-9_+-])(NaN|-?Infinity)(?![A-Za-z0-9_])")
+
+
+def _ends_early(body: bytes) -> bool:
+    try:
+        orjson.loads(_SURROGATE.sub(b"xxxxxx", body))
+    except orjson.JSONDecodeError:
+        return True
+    return False
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+def _repeated(body: bytes | memoryview) -> str:
+    """Return the first name of an object that has appeared before, escaped or not."""
+    seen: set[str] = set()
+    for start, end in name_spans(body):
+        name = _text.decode(body[start:end])
+        if name in seen:
+            return name
+        seen.add(name)
+    raise AssertionError("a name appears twice")
 
 
 def _kind_of(first_character: bytes) -> str:
@@ -114,7 +148,7 @@ def _kind_of(first_character: bytes) -> str:
 
 def _option(name: str, raw: memoryview) -> object:
     if len(raw) > LONGEST_OPTION_BYTES:
-        return raw  # of no type that an option can have
+        return LongText(_kind_of(raw[:1].tobytes()), len(raw))
     return _plain_value(name, raw)
 
 
@@ -141,23 +175,23 @@ def _tensor(name: str, raw: memoryview, structure: Structure) -> WireTensor:
 
 def _nested(name: str, raw: memoryview, structure: Structure) -> WireTensor:
     """Read a nested array of numbers into one numeric buffer."""
-    shape = array_shape(structure, name)
-    if len(shape) > MAX_RANK:
-        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)
     text = raw.tobytes()
     numeric = text
     if b'"' in text:
         for word in NON_FINITE:
             numeric = numeric.replace(b'"%b"' % word.encode(), b"0.0")
+    if b'"' in numeric or structure.holds_objects:
+        raise _not_a_number(name, numeric)
+    shape = array_shape(structure, numeric, name)
+    if len(shape) > MAX_RANK:
+        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)
     is_integral = not (b"." in numeric or b"e" in numeric or b"E" in numeric)
     try:
         array = cast(simdjson.Array, simdjson.Parser().parse(numeric))
         buffer = array.as_buffer(of_type="i" if is_integral else "d")
     except (ValueError, TypeError, RuntimeError):
         return _unusual(name, numeric, shape)
-    numbers = np.frombuffer(buffer, np.int64 if is_integral else np.float64)
-    shape = check_not_empty(name, shape, len(numbers))
-    numbers = numbers.copy()
+    numbers = np.frombuffer(buffer, np.int64 if is_integral else np.float64).copy()
     if numeric is not text:
         _put_non_finite(numbers, np.frombuffer(text, np.uint8))
     return WireTensor(torch.from_numpy(numbers).reshape(shape), is_literal=True)
@@ -174,24 +208,32 @@ def _put_non_finite(numbers: NDArray[np.generic], text: NDArray[np.uint8]) -> No
 
 def _unusual(name: str, numeric: bytes, shape: tuple[int, ...]) -> WireTensor:
     """Read what a numeric buffer cannot hold: integers beyond int64 are legal, anything but numbers is not."""
-    if found := re.search(rb'["tfn]', numeric):
-        index = unravel(numeric.count(b",", 0, found.start()), shape)
-        raise DtypeMismatch(
-            "element",
-            pointer=element_pointer(name, index),
-            element=element_name(name, index),
-            expected="a number",
-            got=_kind_of(found[0]),
-        )
+    if _NOT_A_NUMBER.search(numeric):
+        raise _not_a_number(name, numeric)
     values = _plain_value(name, memoryview(numeric))
     for _ in shape[1:]:
         values = list(itertools.chain.from_iterable(cast("list[list[object]]", values)))
     return _from_numbers(name, cast("list[int | float]", values), shape)
 
 
+_NOT_A_NUMBER = re.compile(rb'["{tfn]')
+
+
+def _not_a_number(name: str, numeric: bytes) -> DtypeMismatch:
+    """Return the error that names the first element of a nested array that is no number; there is one."""
+    found = cast("re.Match[bytes]", _NOT_A_NUMBER.search(numeric))
+    index = scan(numeric[: found.start()]).index_of_next()
+    return DtypeMismatch(
+        "element",
+        pointer=element_pointer(name, index),
+        element=element_name(name, index),
+        expected="a number",
+        got=_kind_of(found[0]),
+    )
+
+
 def _from_numbers(name: str, values: list[int | float], shape: tuple[int, ...]) -> WireTensor:
     """Make a tensor from Python numbers, integers of any size among them."""
-    shape = check_not_empty(name, shape, len(values))
     is_integral = all(type(value) is int for value in values)
     beyond = [position for position, value in enumerate(values) if is_integral and not -(2**63) <= value < 2**63]
     try:
@@ -215,7 +257,14 @@ def _compact(name: str, raw: memoryview, structure: Structure) -> WireTensor:
     data = _compact_bytes(name, parts["base64"][0])
     expected = math.prod(shape) * dtype.item_size
     if len(data) != expected:
-        raise MalformedTensor("size", pointer=f"/{name}/base64", name=name, expected=expected, got=len(data))
+        raise MalformedTensor(
+            "size",
+            pointer=f"/{name}/base64",
+            name=name,
+            needed=counted(expected, "byte"),
+            expected=expected,
+            got=len(data),
+        )
     return WireTensor(tensor_from_bytes(data, dtype, shape))
 
 
@@ -223,14 +272,20 @@ def _compact_dtype(name: str, raw: memoryview) -> DType:
     value = _option(f"{name}/dtype", raw)
     if isinstance(value, str) and value in DTYPES:
         return DTYPES[value]
-    got = f"'{clip(value)}'" if isinstance(value, str) else _kind_of(raw[:1].tobytes())
+    got = (
+        f"'{clip(value)}'"
+        if isinstance(value, str)
+        else str(value)
+        if isinstance(value, LongText)
+        else _kind_of(raw[:1].tobytes())
+    )
     raise MalformedTensor("dtype", pointer=f"/{name}/dtype", name=name, got=got, expected=", ".join(DTYPES))
 
 
 def _compact_shape(name: str, raw: memoryview) -> tuple[int, ...]:
     shape = _option(f"{name}/shape", raw)
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name)
+        raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name, expected=MAX_RANK)
     if len(shape) > MAX_RANK:
         raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)
     if math.prod(filter(None, shape)) > MAX_ELEMENTS:  # sizes beside a 0 count too: torch multiplies them all
@@ -287,7 +342,7 @@ def encode(tensors: Mapping[str, Tensor], encoding: str) -> list[bytes]:
 
 def _compact_pieces(tensor: Tensor) -> list[bytes]:
     description = orjson.dumps({"dtype": dtype_of(tensor).name, "shape": list(tensor.shape)})
-    return [description[:-1], b',"base64":"', binascii.b2a_base64(array_of(tensor), newline=False), b'"}']
+    return [description[:-1], b',"base64":"', binascii.b2a_base64(array_of(tensor).data, newline=False), b'"}']
 
 
 def _nested_pieces(tensor: Tensor) -> list[bytes]:

@@ -6,20 +6,24 @@ flatten `[[1, 2], [3]]`, and a Python loop over its rows would take longer than 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import DtypeMismatch, RaggedArray, ShapeMismatch, TooDeep, element_name, element_pointer
+from service.errors import RaggedArray, ShapeMismatch, TooDeep, counted, element_name, element_pointer
 
 MAX_DEPTH = 10
 """Deepest nesting accepted, the outer object counted."""
+
+WHITESPACE = b" \t\n\r"
 
 STRUCTURAL = b'"[],:{}'
 QUOTE, OPEN, CLOSE, COMMA, COLON, OPEN_OBJECT, CLOSE_OBJECT = range(len(STRUCTURAL))
 
 _KIND = bytes(max(STRUCTURAL.find(byte), 0) for byte in range(256))
+_KINDS = np.frombuffer(_KIND, np.uint8)
 _NOT_STRUCTURAL = bytes(byte for byte in range(256) if byte not in STRUCTURAL)
 _STEP = np.zeros(len(STRUCTURAL), np.int8)
 _STEP[[OPEN, OPEN_OBJECT]] = 1
@@ -37,6 +41,24 @@ class Structure:
 
     kinds: NDArray[np.uint8]
     levels: NDArray[np.int32]
+
+    @property
+    def holds_objects(self) -> bool:
+        return bool((self.kinds >= OPEN_OBJECT).any())
+
+    @property
+    def member_count(self) -> int:
+        """How many names the outer object has, repeated ones counted again."""
+        return int(np.count_nonzero((self.levels == 1) & (self.kinds == COLON)))
+
+    def index_of_next(self) -> tuple[int, ...]:
+        """Return the index of what follows the end of this text, the beginning of a nested array."""
+        depth = np.count_nonzero(self.kinds == OPEN) - np.count_nonzero(self.kinds == CLOSE)
+        index = []
+        for level in range(1, depth + 1):
+            start = int(np.flatnonzero((self.levels == level) & (self.kinds == OPEN))[-1])
+            index.append(int(np.count_nonzero((self.levels[start:] == level) & (self.kinds[start:] == COMMA))))
+        return tuple(index)
 
     def members(self) -> list[Structure]:
         """Return the structure of each value of the outer object, in order, a repeated name's too."""
@@ -67,15 +89,27 @@ def scan(text: bytes | memoryview) -> Structure:
     return Structure(kinds, levels)
 
 
-def array_shape(structure: Structure, name: str) -> tuple[int, ...]:
-    """Return the shape of the nested array that `structure` is the scan of.
+def name_spans(text: bytes | memoryview) -> Iterator[tuple[int, int]]:
+    """Yield where each name of the outer object of a valid text begins and ends, quotes included."""
+    plain = bytes(text)
+    if b"\\" in plain:
+        plain = plain.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    characters = np.frombuffer(plain, np.uint8)
+    quotes = np.flatnonzero(characters == ord('"'))
+    kinds = _KINDS[characters]
+    kinds[np.cumsum(characters == ord('"'), dtype=np.int32) & 1 == 1] = QUOTE
+    colons = np.flatnonzero((kinds == COLON) & (np.cumsum(_STEP[kinds], dtype=np.int32) == 1))
+    for closing in np.searchsorted(quotes, colons) - 1:
+        yield int(quotes[closing - 1]), int(quotes[closing]) + 1
 
-    Raises RaggedArray with the first array that is longer or shorter than those before it, and DtypeMismatch for
-    objects. Empty arrays count as one element here: what they hold is not structure (see `check_not_empty`).
+
+def array_shape(structure: Structure, text: bytes, name: str) -> tuple[int, ...]:
+    """Return the shape of the nested array of numbers `text`, whose scan is `structure`.
+
+    Raises RaggedArray with the first array that is longer or shorter than those before it, and ShapeMismatch when the
+    innermost arrays are empty (the shape of `[[], []]` may mean anything).
     """
     kinds, levels = structure.kinds, structure.levels
-    if (kinds >= OPEN_OBJECT).any():
-        raise DtypeMismatch("element", pointer="/" + name, element=f"an element of '{name}'", got="an object")
     rank = int(levels.max())
     shape: list[int] = []
     arrays = 1
@@ -83,51 +117,45 @@ def array_shape(structure: Structure, name: str) -> tuple[int, ...]:
         inside = kinds[(levels == level) & (kinds != OPEN)]
         size = int(np.argmax(inside == CLOSE)) + 1
         if len(inside) != arrays * size or not (inside[size - 1 :: size] == CLOSE).all():
-            raise _ragged(structure, name, level, size)
+            raise _ragged(structure, text, name, level)
         arrays *= size
         if level < rank and np.count_nonzero((levels == level + 1) & (kinds == OPEN)) != arrays:
+            if _empty(text)[levels[kinds == OPEN] == level].any():
+                raise _ragged(structure, text, name, level)
             raise RaggedArray("mixed", pointer="/" + name, name=name)
         shape.append(size)
+    # An array that is empty has no comma, just as one that holds one element: only the text can tell.
+    if shape[-1] == 1 and (empty := _empty(text)).any():
+        if not empty[levels[kinds == OPEN] == rank].all():
+            raise _ragged(structure, text, name, rank)
+        if rank > 1:
+            raise ShapeMismatch("empty-rows", pointer="/" + name, name=name)
+        return (0,)
     return tuple(shape)
 
 
-def check_not_empty(name: str, shape: tuple[int, ...], elements: int) -> tuple[int, ...]:
-    """Return the shape, corrected for empty arrays, given how many elements there really are."""
-    if elements == _product(shape):
-        return shape
-    if elements:
-        raise RaggedArray("mixed", pointer="/" + name, name=name)
-    if len(shape) == 1:
-        return (0,)
-    raise ShapeMismatch("empty-rows", pointer="/" + name, name=name)
+def _empty(text: bytes) -> NDArray[np.bool_]:
+    """Return for each array of a nested array of numbers, in the order they open, whether it is empty."""
+    characters = np.frombuffer(text.translate(None, WHITESPACE), np.uint8)
+    opening = np.flatnonzero(characters == ord("["))
+    return np.equal(characters[opening + 1], ord("]"))
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
-
-
-def _ragged(structure: Structure, name: str, level: int, size: int) -> RaggedArray:
-    """Return the error that names the first array at `level` whose length is not `size`."""
+def _ragged(structure: Structure, text: bytes, name: str, level: int) -> RaggedArray:
+    """Return the error that names the first array at `level` whose length is not that of the first."""
     kinds, levels = structure.kinds, structure.levels
-    opening = np.flatnonzero((levels == level) & (kinds == OPEN))
-    closing = np.flatnonzero((levels == level) & (kinds == CLOSE))
-    commas = np.cumsum((levels == level) & (kinds == COMMA))
-    lengths = commas[closing] - commas[opening] + 1
-    first = int(np.flatnonzero(lengths != size)[0])
-    before = slice(0, int(opening[first]))
-    index = []
-    for outer in range(1, level):
-        start = int(np.flatnonzero((levels[before] == outer) & (kinds[before] == OPEN))[-1])
-        index.append(
-            int(np.count_nonzero((levels[start : before.stop] == outer) & (kinds[start : before.stop] == COMMA)))
-        )
+    at_level = levels == level
+    opening = np.flatnonzero(at_level & (kinds == OPEN))
+    closing = np.flatnonzero(at_level & (kinds == CLOSE))
+    commas = np.cumsum(at_level & (kinds == COMMA))
+    lengths = commas[closing] - commas[opening] + ~_empty(text)[levels[kinds == OPEN] == level]
+    first = int(np.flatnonzero(lengths != lengths[0])[0])
+    index = Structure(kinds[: opening[first]], levels[: opening[first]]).index_of_next()
     return RaggedArray(
         "length",
-        pointer=element_pointer(name, tuple(index)),
-        element=element_name(name, tuple(index)),
-        expected=size,
+        pointer=element_pointer(name, index),
+        element=element_name(name, index),
+        elements=counted(int(lengths[first]), "element"),
+        expected=int(lengths[0]),
         got=int(lengths[first]),
     )
