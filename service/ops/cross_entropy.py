@@ -62,101 +62,127 @@ def _is_soft(rows: Rows) -> bool:
 
 def _compute(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, out: Buffers) -> None:
     logits = scaled(rows["logits"], options.temperature)
-    if upstream is not None and options.temperature != 1.0:
-        slope: Tensor | None = upstream / options.temperature
-    else:
-        slope = upstream
-    if _is_soft(rows) or options.label_smoothing:
-        if "grad_target" in out:
-            out = {"log_probs": torch.empty_like(logits), **out}
-        _against_distribution(rows, logits, slope, options, out)
-        _write_grad_target(rows, upstream, options, out)
+    slope = None
+    if upstream is not None and "grad_logits" in out:
+        slope = upstream if options.temperature == 1.0 else upstream / options.temperature
+        slope = slope.unsqueeze(1)
+    if "grad_target" in out:
+        out = {"log_probs": torch.empty_like(logits), **out}
+    if _is_soft(rows):
+        _against_probabilities(rows, logits, slope, options, out)
+    elif options.label_smoothing:
+        _against_smoothed_index(rows, logits, slope, options, out)
     else:
         _against_index(rows, logits, slope, out)
+    _write_grad_target(rows, upstream, options, out)
     _skip(rows, out)
 
 
 def _against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffers) -> None:
-    """Compute with all the mass of a row on one class: -ln q_y, and w_y (q - [j = y])."""
-    target = rows["target"]
-    column = target.unsqueeze(1)
-    distance = (logits.amax(1) - logits.gather(1, column).squeeze(1)).double()
-    probs = rowmath.softmax(logits, out["grad_logits"] if "grad_logits" in out else torch.empty_like(logits))
-    write_log_probs(logits, probs, out)
-
-    own = probs.gather(1, column).squeeze(1)
-    confident = own > rowmath.CONFIDENT
-    some_confident = bool(confident.any())
-    others = rowmath.sum_of_others(probs, target) if some_confident else None
-    weight = target_weight(rows)
+    """Compute with all the mass of a row on one class: (m - z_y) + ln S, and w_y (q - [j = y])."""
+    column = rows["target"].unsqueeze(1)
+    own_logit = logits.gather(1, column)
+    computed = rowmath.distribution(logits, rowmath.scratch(logits, out.get("grad_logits")))
+    write_log_probs(logits, computed, out)
+    weight = _weight_of(column, rows)
     if "loss" in out:
-        loss = _minus_log(own.double(), distance, probs)
-        if others is not None:
-            torch.where(confident, torch.log1p(-others.double()).neg_(), loss, out=loss)
-        out["loss"].copy_(rowmath.times(weight, loss))
-    if slope is not None and "grad_logits" in out:
-        entry = own - 1
-        if others is not None:
-            torch.where(confident, others.neg_(), entry, out=entry)
-        gradient = probs.scatter_(1, column, entry.unsqueeze(1))
-        gradient.mul_((slope * weight).to(gradient.dtype).unsqueeze(1))
+        loss = (computed.peak - own_logit) + computed.log_partition
+        out["loss"].copy_((loss if weight is None else rowmath.times(weight, loss)).squeeze(1))
+    if slope is not None:
+        entry = computed.probs.gather(1, column).sub_(1.0)
+        if computed.confident is not None and computed.others is not None:
+            entry = torch.where(computed.confident & (column == computed.top), -computed.others, entry)
+        computed.probs.scatter_(1, column, entry)
+        _write_gradient(computed.probs, slope if weight is None else slope * weight, out)
 
 
-UNDERFLOW = 1e-30
-"""A float32 probability below this has lost digits, or is 0; its logarithm is then taken from the logits."""
+def _against_smoothed_index(
+    rows: Rows, logits: Tensor, slope: Tensor | None, options: CrossEntropyOptions, out: Buffers
+) -> None:
+    """Compute with the mass s_j = (e / C) w_j on every class and (1 - e) w_y more on the target.
+
+    The loss is (1 - e) w_y (m - z_y) + sum_j s_j (m - z_j) + T ln S, so that t is never built.
+    """
+    column = rows["target"].unsqueeze(1)
+    weight, each = rows.get("weight"), options.label_smoothing / logits.shape[1]
+    own_mass = (1.0 - options.label_smoothing) * _weight_of_or_1(column, rows)
+    total = own_mass + (options.label_smoothing if weight is None else weight.sum() * each)
+    spread = None if weight is None else (weight * each).to(logits.dtype).unsqueeze(0)
+
+    top = rowmath.index_of_largest(logits)
+    peak = logits.gather(1, top)
+    buffer = rowmath.scratch(logits, out.get("grad_logits"))
+    if "loss" in out:
+        own_part = rowmath.times(own_mass, peak - logits.gather(1, column))
+        if spread is None:
+            spread_part = torch.sub(peak, logits, out=buffer).sum(1, keepdim=True).double().mul_(each)
+        else:
+            spread_part = _weighed(logits, peak, spread, buffer)
+    computed = rowmath.distribution(logits, buffer, top)
+    write_log_probs(logits, computed, out)
+    if "loss" in out:
+        out["loss"].copy_((own_part + spread_part + total * computed.log_partition).squeeze(1))
+    if slope is None:
+        return
+    probs = computed.probs
+    own_spread = each if spread is None else spread.squeeze(0)[column]
+    entry = total * probs.gather(1, column) - (own_mass + own_spread)
+    gradient = probs.sub_(each) if spread is None else probs.mul_(total.to(probs.dtype)).sub_(spread)
+    gradient.scatter_(1, column, entry.to(gradient.dtype))
+    rowmath.balance(gradient, computed, (column == computed.top) & (2 * own_mass >= total))
+    _write_gradient(gradient, slope, out)
 
 
-def _minus_log(own: Tensor, distance: Tensor, probs: Tensor) -> Tensor:
-    """Return -ln q_y from q_y = `own`, or where that underflows from (m - z_y) + ln S; all float64 [rows]."""
-    loss = own.log().neg_()
-    vanishing = own < UNDERFLOW
-    if vanishing.any():
-        torch.where(vanishing, distance + rowmath.log_partition(probs), loss, out=loss)
-    return loss
-
-
-def _against_distribution(
+def _against_probabilities(
     rows: Rows, logits: Tensor, slope: Tensor | None, options: CrossEntropyOptions, out: Buffers
 ) -> None:
     """Compute with the mass of a row spread over classes: sum_j t_j (m - z_j) + T ln S, and T q - t."""
-    mass = _target_mass(rows, options, logits)
-    total = _total_mass(rows, options, mass)
-    probs = rowmath.softmax(logits, torch.empty_like(logits))
+    mass = _target_mass(rows, options)
+    total = mass.sum(1, keepdim=True)
+    top = rowmath.index_of_largest(logits)
+    buffer = rowmath.scratch(logits, out.get("grad_logits"))
     if "loss" in out:
-        distance = logits.amax(1, keepdim=True) - logits
-        loss = rowmath.times(mass, distance).sum(1).double()
-        out["loss"].copy_(loss.add_(rowmath.times(total, rowmath.log_partition(probs))))
-    write_log_probs(logits, probs, out)
-    if slope is not None and "grad_logits" in out:
-        scale = slope.to(mass.dtype).unsqueeze(1)
-        upstream = mass.mul_(scale).neg_()
-        pulled = total.to(mass.dtype).mul_(scale.squeeze(1)).neg_()
-        rowmath.pull_back_log_softmax(probs, upstream, pulled, out["grad_logits"])
+        weighed = _weighed(logits, logits.gather(1, top), mass, buffer)
+    computed = rowmath.distribution(logits, buffer, top)
+    write_log_probs(logits, computed, out)
+    if "loss" in out:
+        out["loss"].copy_((weighed + total * computed.log_partition).squeeze(1))
+    if slope is not None:
+        gradient = computed.probs.mul_(total).sub_(mass)
+        rowmath.balance(gradient, computed, 2 * mass.gather(1, computed.top) >= total)
+        _write_gradient(gradient, slope, out)
 
 
-def _target_mass(rows: Rows, options: CrossEntropyOptions, logits: Tensor) -> Tensor:
-    """Return t [rows, classes] in the type of the logits."""
-    smoothing, classes = options.label_smoothing, logits.shape[1]
-    weight, target = rows.get("weight"), rows["target"]
-    if _is_soft(rows):
-        mass = target * (1.0 - smoothing)
-        if smoothing:
-            mass.add_(smoothing / classes)
-        return mass if weight is None else mass.mul_(weight.to(mass.dtype))
-    spread = torch.full_like(logits, smoothing / classes)
-    if weight is not None:
-        spread.mul_(weight.to(spread.dtype))
-    own = target_weight(rows).mul_(1.0 - smoothing).to(spread.dtype)
-    return spread.scatter_add_(1, target.unsqueeze(1), own.unsqueeze(1))
+def _weight_of(column: Tensor, rows: Rows) -> Tensor | None:
+    """Return the weight of each row's target class, float64 [rows, 1]; None when there are no weights."""
+    weight = rows.get("weight")
+    return None if weight is None else weight[column]
 
 
-def _total_mass(rows: Rows, options: CrossEntropyOptions, mass: Tensor) -> Tensor:
-    """Return T as float64 [rows]: known in advance for indices, so that rounding of t does not enter."""
-    if _is_soft(rows):
-        return mass.sum(1).double()
-    weight, classes = rows.get("weight"), mass.shape[1]
-    spread = 1.0 if weight is None else weight.sum() / classes
-    return target_weight(rows) * (1.0 - options.label_smoothing) + options.label_smoothing * spread
+def _weight_of_or_1(column: Tensor, rows: Rows) -> Tensor:
+    weight = _weight_of(column, rows)
+    return torch.ones_like(column, dtype=torch.float64) if weight is None else weight
+
+
+def _weighed(logits: Tensor, peak: Tensor, mass: Tensor, buffer: Tensor) -> Tensor:
+    """Return sum_j t_j (m - z_j) as float64 [rows, 1] where 0 times infinity is 0, for t = `mass`."""
+    result = torch.sub(peak, logits, out=buffer).mul_(mass).sum(1, keepdim=True)
+    if result.isnan().any():
+        result = rowmath.times(mass, peak - logits).sum(1, keepdim=True)
+    return result.double()
+
+
+def _target_mass(rows: Rows, options: CrossEntropyOptions) -> Tensor:
+    """Return t [rows, classes] from a target p of probabilities: p itself when nothing is added to it."""
+    smoothing, mass, weight = options.label_smoothing, rows["target"], rows.get("weight")
+    if smoothing:
+        mass = (mass * (1.0 - smoothing)).add_(smoothing / mass.shape[1])
+    return mass if weight is None else mass * weight.to(mass.dtype)
+
+
+def _write_gradient(gradient: Tensor, slope: Tensor, out: Buffers) -> None:
+    """Write `gradient` [rows, classes] times the slope [rows, 1]; mostly they lie in the result's memory already."""
+    torch.mul(gradient, slope.to(gradient.dtype), out=out["grad_logits"])
 
 
 def _write_grad_target(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, out: Buffers) -> None:

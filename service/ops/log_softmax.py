@@ -13,33 +13,38 @@ from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
 from service.ops.spec import Buffers, Operator, Output, Rows, TemperatureOptions
 
 
-def write_log_probs(logits: Tensor, probs: Tensor, out: Buffers) -> None:
-    """Write `log_probs` and `logsumexp`, those that are wanted, from logits and their softmax, both [rows, classes]."""
-    if "log_probs" not in out and "logsumexp" not in out:
-        return
-    largest = logits.amax(1)
-    log_partition = rowmath.log_partition(probs)
+def write_log_probs(logits: Tensor, computed: rowmath.Distribution, out: Buffers) -> None:
+    """Write `log_probs` and `logsumexp`, those that are wanted, from logits [rows, classes] and their softmax."""
     if "log_probs" in out:
-        shifted = torch.sub(logits, largest.unsqueeze(1), out=out["log_probs"])
-        shifted.sub_(log_partition.to(shifted.dtype).unsqueeze(1))
+        shifted = torch.sub(logits, computed.peak, out=out["log_probs"])
+        shifted.sub_(computed.log_partition.to(shifted.dtype))
     if "logsumexp" in out:
-        out["logsumexp"].copy_(largest.double() + log_partition)
+        out["logsumexp"].copy_((computed.peak + computed.log_partition).squeeze(1))
 
 
 def forward(rows: Rows, options: TemperatureOptions, out: Buffers) -> None:
     """Write `log_probs` and `logsumexp`."""
     logits = scaled(rows["logits"], options.temperature)
-    write_log_probs(logits, rowmath.softmax(logits, torch.empty_like(logits)), out)
+    write_log_probs(logits, rowmath.distribution(logits, rowmath.scratch(logits, out.get("log_probs"))), out)
 
 
 def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions, out: Buffers) -> None:
     """Write the same and `grad_logits`, from the probabilities that the logarithm needs anyway."""
     logits = scaled(rows["logits"], options.temperature)
-    probs = rowmath.softmax(logits, torch.empty_like(logits))
-    write_log_probs(logits, probs, out)
+    gradient = rowmath.scratch(logits, out.get("grad_logits"))
+    computed = rowmath.distribution(logits, gradient)
+    write_log_probs(logits, computed, out)
     if "grad_logits" not in out:
         return
-    gradient = rowmath.pull_back_log_softmax(probs, upstream, upstream.sum(1), out["grad_logits"])
+    balanced = None
+    if computed.confident is not None:
+        # Only where the confident class also holds at least half of the upstream mass does its entry lose digits.
+        own = upstream.gather(1, computed.top).abs_()
+        balanced = 2 * own >= upstream.abs().sum(1, keepdim=True)
+    # Not addcmul: whether it fuses the product could depend on an element's place in the block.
+    torch.mul(computed.probs, upstream.sum(1, keepdim=True), out=out["grad_logits"])
+    gradient = torch.sub(upstream, out["grad_logits"], out=out["grad_logits"])
+    rowmath.balance(gradient, computed, balanced)
     if options.temperature != 1.0:
         gradient.div_(options.temperature)
 

@@ -22,27 +22,28 @@ def scaled(logits: Tensor, temperature: float) -> Tensor:
 
 def forward(rows: Rows, options: TemperatureOptions, out: Buffers) -> None:
     """Write `probs` and `logsumexp`."""
-    logits = scaled(rows["logits"], options.temperature)
-    largest = logits.amax(1).double() if "logsumexp" in out else None
-    probs = rowmath.softmax(logits, out["probs"] if "probs" in out else torch.empty_like(logits))
-    if largest is not None:
-        out["logsumexp"].copy_(largest + rowmath.log_partition(probs))
+    _compute(rows, options, out)
 
 
 def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions, out: Buffers) -> None:
     """Write the same and `grad_logits`, from the probabilities just computed."""
-    wanted = dict(out)
-    if "probs" not in wanted:
-        wanted["probs"] = torch.empty_like(rows["logits"])
-    forward(rows, options, wanted)
+    computed = _compute(rows, options, out)
     if "grad_logits" not in out:
         return
-    probs = wanted["probs"]
-    pulled = (probs * upstream).sum(1, keepdim=True)
-    gradient = torch.sub(upstream, pulled, out=out["grad_logits"]).mul_(probs)
-    rowmath.balance(gradient, probs)
+    gradient = torch.mul(computed.probs, upstream, out=out["grad_logits"])
+    pulled = gradient.sum(1, keepdim=True)
+    torch.sub(upstream, pulled, out=gradient).mul_(computed.probs)
+    rowmath.balance(gradient, computed)
     if options.temperature != 1.0:
         gradient.div_(options.temperature)
+
+
+def _compute(rows: Rows, options: TemperatureOptions, out: Buffers) -> rowmath.Distribution:
+    logits = scaled(rows["logits"], options.temperature)
+    computed = rowmath.distribution(logits, out["probs"] if "probs" in out else torch.empty_like(logits))
+    if "logsumexp" in out:
+        out["logsumexp"].copy_((computed.peak + computed.log_partition).squeeze(1))
+    return computed
 
 
 OPERATOR = Operator(
