@@ -6,6 +6,7 @@ Rows do not depend on each other, so neither the cutting nor the workers change 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -72,21 +73,33 @@ class Answer:
 
 
 class Execution:
-    """A job being computed: `drain` until no block is left, in as many threads as wanted, then `finish`."""
+    """A job being computed: `drain` until no block is left, in as many threads as wanted, then `finish`.
+
+    Tensors are kept as blocks are taken from them: [rows, classes] and [rows] where the classes lie last (*flat*, one
+    slice a block), else [outer, classes, inner] and [outer, inner].
+    """
 
     def __init__(self, job: Job, pool: BufferPool, device: torch.device) -> None:
         self.job = job
         self._pool = pool
         self._device = device
         layout = job.layout
+        self._classes = layout.classes
+        self._is_flat = layout.inner == 1
         self._dtype = rowmath.computation_dtype(
-            job.first.dtype, layout.classes, accurate=job.options.accuracy == "accurate"
+            job.first.dtype, self._classes, accurate=job.options.accuracy == "accurate"
         )
         self.blocks = tuple(cut(layout, self._rows_per_block()))
         self._next_block = itertools.count()
-        self._denominator, self._upstream = self._prepare_reduction()
+        self._denominator, upstream = self._prepare_reduction()
+        self._inputs, self._weights = self._prepare_inputs()
+        self._kept = None if job.kept is None else self._laid_out(job.kept)
+        self._upstream = (
+            self._laid_out(cast(Tensor, job.upstream) if upstream is None else upstream) if job.gradient else None
+        )
         self._buffers: list[Tensor] = []
         self._results = {output.name: self._allocate(output) for output in job.outputs if output.shape != "scalar"}
+        self._in_place = {name for name, result in self._results.items() if self._computes_in_place(result)}
         self._nan_row: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -109,18 +122,42 @@ class Execution:
             reduction.check_mean(over, options)
         return over, reduction.row_upstream(job.upstream, job.layout.rows, over) if job.gradient else None
 
+    def _prepare_inputs(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the inputs that are cut into blocks, and those that every block takes whole."""
+        cut_up, whole = {}, {}
+        for tensor in self.job.operator.inputs:
+            if (values := self.job.tensors.get(tensor.name)) is None:
+                continue
+            if tensor.role == "weight":
+                whole[tensor.name] = values.to(self._device)
+            else:
+                cut_up[tensor.name] = self._laid_out(values)
+        return cut_up, whole
+
+    def _laid_out(self, values: Tensor) -> Tensor:
+        """Return an [outer, classes, inner] or [rows] tensor in the form that blocks are taken from."""
+        if values.ndim == 3:
+            return values.view(-1, self._classes) if self._is_flat else values
+        layout = self.job.layout
+        return values if self._is_flat else values.reshape(layout.outer, layout.inner)
+
     def _allocate(self, output: Output) -> Tensor:
-        """Return where a result goes: [outer, classes, inner] in its own type, or float64 [rows]."""
+        """Return where a result goes, in its own type, or float64 when it has one number a row."""
         layout = self.job.layout
         if output.shape != "classes":
-            return torch.empty(layout.rows, dtype=torch.float64)
+            return self._laid_out(torch.empty(layout.rows, dtype=torch.float64))
         dtype = self.job.dtype_of(output)
-        size = layout.rows * layout.classes * dtype.itemsize
+        size = layout.rows * self._classes * dtype.itemsize
         buffer = self._pool.take(size)
         self._buffers.append(buffer)
-        return layout.view(buffer[:size].view(dtype))
+        return self._laid_out(layout.view(buffer[:size].view(dtype)))
 
-    @torch.no_grad()
+    def _computes_in_place(self, result: Tensor) -> bool:
+        """Whether an operator can write into the result's own memory: order and type are those of the computation."""
+        dtype = self._dtype if result.ndim == 2 else torch.float64
+        return self._is_flat and self._device.type == "cpu" and result.dtype == dtype
+
+    @torch.inference_mode()
     def drain(self) -> None:
         """Compute blocks until none is left."""
         while (position := next(self._next_block)) < len(self.blocks):
@@ -128,78 +165,66 @@ class Execution:
 
     def _compute(self, block: Block) -> None:
         job, operator = self.job, self.job.operator
-        rows = self._rows(block)
-        out = {name: self._buffer(name, block, rows.count) for name in self._results}
-        if job.gradient:
-            operator.value_and_gradient(rows, self._upstream_of(block), job.options, out)
+        count = (block.outer.stop - block.outer.start) * (block.inner.stop - block.inner.start)
+        tensors = {name: self._taken(values, block) for name, values in self._inputs.items()}
+        tensors.update(self._weights)
+        rows = Rows(count, tensors, None if self._kept is None else self._taken(self._kept, block))
+        out = {name: self._buffer(name, block, count) for name in self._results}
+        if self._upstream is not None:
+            operator.value_and_gradient(rows, self._taken(self._upstream, block), job.options, out)
         else:
             operator.forward(rows, job.options, out)
         if job.options.non_finite == "reject":
             self._note_nan(block, out)
         for name, values in out.items():
-            self._store(name, block, values)
+            if name not in self._in_place:
+                self._store(name, block, values)
 
-    def _rows(self, block: Block) -> Rows:
-        layout = self.job.layout
-        tensors: dict[str, Tensor] = {}
-        for tensor in self.job.operator.inputs:
-            values = self.job.tensors.get(tensor.name)
-            if values is None:
-                continue
-            if values.ndim == 3:
-                tensors[tensor.name] = self._classes_last(values, block)
-            elif tensor.role == "weight":
-                tensors[tensor.name] = values.to(self._device)
-            else:
-                tensors[tensor.name] = self._by_row(values, block)
-        kept = None if self.job.kept is None else self._by_row(self.job.kept, block)
-        count = (block.outer.stop - block.outer.start) * (block.inner.stop - block.inner.start)
-        return Rows(count if layout.rows else 0, tensors, kept)
-
-    def _classes_last(self, values: Tensor, block: Block) -> Tensor:
-        """Return the block of an [outer, classes, inner] tensor as [rows, classes] in the type of the computation."""
+    def _taken(self, values: Tensor, block: Block) -> Tensor:
+        """Return the block of a tensor as contiguous [rows, classes] in the type of the computation, or [rows]."""
+        if self._is_flat:
+            part = values if len(self.blocks) == 1 else values[block.outer]
+            return part.to(self._device, self._dtype) if part.ndim == 2 else part.to(self._device)
+        if values.ndim == 2:
+            return values[block.outer, block.inner].reshape(-1).to(self._device)
         part = values[block.outer, :, block.inner].to(self._device, self._dtype)
-        return part.transpose(1, 2).reshape(-1, self.job.layout.classes)
-
-    def _by_row(self, values: Tensor, block: Block) -> Tensor:
-        """Return the block of a [rows] tensor."""
-        layout = self.job.layout
-        return values.view(layout.outer, layout.inner)[block.outer, block.inner].reshape(-1).to(self._device)
-
-    def _upstream_of(self, block: Block) -> Tensor:
-        if self._upstream is not None:
-            return self._by_row(self._upstream.contiguous(), block)
-        return self._classes_last(cast(Tensor, self.job.upstream), block)
+        # Contiguous, even where a view would do: in what order torch sums a row depends on its strides.
+        return part.transpose(1, 2).reshape(-1, self._classes).contiguous()
 
     def _buffer(self, name: str, block: Block, count: int) -> Tensor:
-        """Return where the operator writes a result: the result's own memory when type and order allow it."""
-        result, layout = self._results[name], self.job.layout
-        shape = (count, layout.classes) if result.ndim == 3 else (count,)
-        dtype = self._dtype if result.ndim == 3 else torch.float64
-        if self._device.type == "cpu" and result.dtype == dtype and layout.inner == 1:
-            return result[block.outer].view(shape)
-        return torch.empty(shape, dtype=dtype, device=self._device)
+        """Return where the operator writes a result."""
+        result = self._results[name]
+        if name in self._in_place:
+            return result if len(self.blocks) == 1 else result[block.outer]
+        if self._has_classes(result):
+            return torch.empty((count, self._classes), dtype=self._dtype, device=self._device)
+        return torch.empty(count, dtype=torch.float64, device=self._device)
+
+    def _has_classes(self, result: Tensor) -> bool:
+        return result.ndim == (2 if self._is_flat else 3)
 
     def _store(self, name: str, block: Block, values: Tensor) -> None:
-        """Round a block's result once into the type of the answer, unless it was computed in place."""
-        result, layout = self._results[name], self.job.layout
-        if result.ndim == 3:
+        """Round a block's result once into the type of the answer."""
+        result = self._results[name]
+        if self._is_flat:
+            destination = result[block.outer]
+        elif self._has_classes(result):
             destination = result[block.outer, :, block.inner].transpose(1, 2)
-            values = values.view(destination.shape)
         else:
-            destination = result.view(layout.outer, layout.inner)[block.outer, block.inner]
-            values = values.view(destination.shape)
-        if destination.data_ptr() != values.data_ptr():
-            destination.copy_(values)
+            destination = result[block.outer, block.inner]
+        destination.copy_(values.view(destination.shape))
 
     def _note_nan(self, block: Block, out: dict[str, Tensor]) -> None:
-        """Remember the first row of each result that holds a NaN (amax passes NaN on)."""
+        """Remember the first row of each result that holds a NaN."""
         inner = block.inner.stop - block.inner.start
         for name, values in out.items():
-            by_row = values.amax(1) if values.ndim == 2 else values
-            if values.numel() == 0 or not (found := by_row.isnan()).any():
+            # A sum is the fastest look at every element; what is finite in sum holds no NaN.
+            if math.isfinite(values.sum().item()):
                 continue
-            within = int(found.nonzero()[0])
+            by_row = values.isnan().any(1) if values.ndim == 2 else values.isnan()
+            if not by_row.any():
+                continue
+            within = int(by_row.nonzero()[0])
             row = (block.outer.start + within // inner) * self.job.layout.inner + block.inner.start + within % inner
             with self._lock:
                 self._nan_row[name] = min(row, self._nan_row.get(name, row))
@@ -224,11 +249,11 @@ class Execution:
     def _finished(self, output: Output) -> Tensor:
         dtype, shape = self.job.dtype_of(output), self.job.shape_of(output)
         if output.shape == "scalar":
-            return torch.tensor(cast(Denominator, self._denominator).total_weight, dtype=torch.float64).to(dtype)
+            return torch.full((), cast(Denominator, self._denominator).total_weight, dtype=torch.float64).to(dtype)
         result = self._results[output.name]
         if output.shape == "reduced":
             result = reduction.reduced(
-                result, cast(Denominator, self._denominator), cast(LossOptions, self.job.options)
+                result.view(-1), cast(Denominator, self._denominator), cast(LossOptions, self.job.options)
             )
         return result.to(dtype).reshape(shape)
 
