@@ -38,6 +38,15 @@ Answers of operators carry `Server-Timing` with the milliseconds of `decode`, `q
 
 ABOUT = "About the service"
 
+PROBES = {
+    "/v1/operators": "What the operators take and give",
+    "/v1/limits": "The limits in force",
+    "/health/live": "Whether the process answers",
+    "/health/ready": "Whether requests should be sent here",
+    "/metrics": "Metrics for Prometheus",
+}
+"""Short names of the endpoints about the service itself, in their order."""
+
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "title": "Problem",
@@ -130,7 +139,7 @@ def build_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> dict[str, 
         schemas[name + "Request"] = describe.request_schema(operator, gradient=gradient)
         schemas[name + "Answer"] = describe.answer_schema(operator, gradient=gradient)
         paths[path_of(operator, gradient=gradient)] = {"post": _operation(operator, gradient)}
-    for path, item in document.get("paths", {}).items():
+    for path, item in sorted(document.get("paths", {}).items(), key=lambda pair: _place(pair[0])):
         paths[path] = {method: _probe(path, operation) for method, operation in item.items()}
     document["paths"] = paths
     if "unauthorized" in ERRORS:
@@ -147,16 +156,22 @@ def path_of(operator: Operator, *, gradient: bool) -> str:
 
 
 def _first_sentence(operator: Operator) -> str:
-    return " ".join(operator.doc.strip().split("\n\n")[0].split())
+    sentence = " ".join(operator.doc.strip().split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+    return sentence.removeprefix(f"{operator.title}: ") + "."
+
+
+def _place(path: str) -> int:
+    """Return where a probe stands in the document: those that are not in the list come last."""
+    return [*PROBES, path].index(path)
 
 
 def _probe(path: str, operation: dict[str, Any]) -> dict[str, Any]:
     """Return what FastAPI says of a probe, with a short name and the headers of its answers."""
-    named = {"operationId": path.strip("/").replace("/", "_").removeprefix("v1_"), "tags": [ABOUT]}
-    summary = operation.get("description", "").split(":")[0].split(",")[0].rstrip(".")
-    for status, response in operation["responses"].items():
-        response["headers"] = _headers("X-Request-Id", *(["Retry-After"] if status == "429" else []))
-    return {**operation, **named, "summary": summary or operation["summary"]}
+    operation |= {"operationId": path.strip("/").replace("/", "_").removeprefix("v1_"), "tags": [ABOUT]}
+    operation["summary"] = PROBES.get(path, operation["summary"])
+    for response in operation["responses"].values():
+        response["headers"] = _headers("X-Request-Id")
+    return operation
 
 
 def _headers(*names: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -128,6 +127,7 @@ ASSETS = (
     "docs.js",
     "docs.css",
     "pages.css",
+    "house.css",
     "favicon.svg",
     "LICENSE.txt",
     "NOTICE.txt",
@@ -197,7 +197,7 @@ async def problem_page(request: Request) -> Response:
         status=str(STATUS[error]),
         sentences=joined(_sentence(sentence) for sentence in error.sentences.values()),
         request=_provoking(provoked),
-        answer=orjson.dumps(example_problem(error), option=orjson.OPT_INDENT_2).decode(),
+        answer=shown_json(example_problem(error)),
         others=_neighbours(error),
     )
 

@@ -1,0 +1,123 @@
+"""The OpenAPI document says what the service does: every example in it is answered as it says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import orjson
+import pytest
+import schemathesis
+
+from service import describe
+from service.app import create_app
+from service.errors import ERRORS
+from service.http.docs import NOT_OF_OPERATORS, example_problem, path_of, recorded
+from service.http.problems import STATUS
+from service.ops import OPERATORS
+from service.settings import Settings
+from tests.http.record_examples import record
+
+STALE = "the recorded examples are not current: run `python -m tests.http.record_examples`"
+
+ENDPOINTS = [(operator, gradient) for operator in OPERATORS.values() for gradient in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    document: dict[str, Any] = orjson.loads(orjson.dumps(create_app(Settings(device="cpu")).openapi()))
+    return document
+
+
+@pytest.fixture(scope="module")
+def now() -> dict[str, Any]:
+    return asyncio.run(record())
+
+
+def rounded(value: Any) -> Any:
+    """Return a JSON value with numbers to six digits and compact tensors without their bytes."""
+    if isinstance(value, dict):
+        return {name: rounded(member) for name, member in value.items() if name != "base64"}
+    if isinstance(value, list):
+        return [rounded(member) for member in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def test_every_example_is_answered_as_the_document_says(now: dict[str, Any]) -> None:
+    assert rounded(now["answers"]) == rounded(recorded()["answers"]), STALE
+
+
+def test_every_example_problem_is_one_that_the_service_gives(now: dict[str, Any]) -> None:
+    assert now["problems"] == recorded()["problems"], STALE
+    assert {code: entry["answer"]["code"] for code, entry in now["problems"].items()} == {
+        code: code for code in now["problems"]
+    }
+
+
+@pytest.mark.parametrize("code", ERRORS)
+def test_an_example_problem_is_a_whole_sentence(code: str) -> None:
+    detail = example_problem(ERRORS[code])["detail"]
+
+    assert detail.endswith((".", "?"))
+    assert not re.search(r"\{\w*\}|\.\.\.", detail)
+
+
+@pytest.mark.parametrize(("operator", "gradient"), ENDPOINTS)
+def test_an_endpoint_documents_every_option_with_default_and_meaning(
+    document: dict[str, Any], operator: Any, gradient: bool
+) -> None:
+    schema = document["components"]["schemas"][describe.schema_name(operator, gradient=gradient) + "Request"]
+    text = document["paths"][path_of(operator, gradient=gradient)]["post"]["description"]
+
+    for name, option in operator.options.model_fields.items():
+        assert schema["properties"][name]["description"] == option.description
+        assert f"| `{name}` |" in text
+        if option.default is not None:
+            assert schema["properties"][name]["default"] == option.default
+    assert set(schema["properties"]) == set(operator.options.model_fields) | set(operator.tensors_of(gradient=gradient))
+
+
+@pytest.mark.parametrize(("operator", "gradient"), ENDPOINTS)
+def test_an_endpoint_documents_every_error_under_its_status(
+    document: dict[str, Any], operator: Any, gradient: bool
+) -> None:
+    responses = document["paths"][path_of(operator, gradient=gradient)]["post"]["responses"]
+
+    documented = {
+        (code, int(status))
+        for status, response in responses.items()
+        if "$ref" in response
+        for code in document["components"]["responses"][response["$ref"].rpartition("/")[2]]["content"][
+            "application/problem+json"
+        ]["examples"]
+    }
+
+    assert documented == {(error.code, status) for error, status in STATUS.items()} - {
+        (code, STATUS[ERRORS[code]]) for code in NOT_OF_OPERATORS
+    }
+
+
+def test_the_document_is_valid_and_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    loaded = schemathesis.openapi.from_dict(document)
+    references = set(re.findall(r'"\$ref":"#/components/(\w+)/([\w-]+)"', orjson.dumps(document).decode()))
+
+    assert document["openapi"] == "3.1.0"
+    loaded.validate()
+    assert len(list(loaded.get_all_operations())) == sum(len(item) for item in document["paths"].values())
+    assert all(name in document["components"][kind] for kind, name in references)
+
+
+def test_operations_have_names_of_their_own_and_tags_in_order(document: dict[str, Any]) -> None:
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    names = [operation["operationId"] for operation in operations]
+
+    assert len(set(names)) == len(names)
+    assert list(dict.fromkeys(tag for operation in operations for tag in operation["tags"])) == [
+        tag["name"] for tag in document["tags"]
+    ]
+
+
+def test_the_document_has_a_licence_and_says_what_the_service_is(document: dict[str, Any]) -> None:
+    assert document["info"]["license"]["identifier"] == "Apache-2.0"
+    assert "PyTorch" in document["info"]["description"]

@@ -1,0 +1,174 @@
+"""Pages for people: own assets only, everything escaped, links that lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import AsyncIterator
+from html.parser import HTMLParser
+from urllib.parse import urljoin
+
+import httpx
+import orjson
+import pytest
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.errors import ERRORS
+from service.http.pages import ASSETS, formula
+from service.http.problems import STATUS
+from service.ops import OPERATORS
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+HTML = "text/html; charset=utf-8"
+
+
+class Links(HTMLParser):
+    """The addresses that a page names, its text, and the elements that it must not have."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.inline: list[str] = []
+        self.text = ""
+        self._script = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.addresses += [found[name] or "" for name in ("href", "src") if name in found]
+        if tag == "style" or "style" in found or (tag == "script" and "src" not in found):
+            self.inline.append(tag)
+        self.inline += [name for name in found if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    return create_app(Settings(device="cpu"))
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1:8000") as client:
+        yield client
+
+
+PAGES = ["/", "/docs", "/problems", *(f"/problems/{code}" for code in ERRORS)]
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_a_page_is_html_whose_links_all_lead_somewhere(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+
+    found = Links(answer.text)
+
+    assert (answer.status_code, answer.headers["content-type"]) == (200, HTML)
+    assert found.inline == []
+    for address in {urljoin(path, address).partition("#")[0] for address in found.addresses}:
+        assert address.startswith("/"), address
+        if address != "/health/ready":  # not ready: no lifespan here
+            assert (await client.get(address)).status_code == 200, address
+
+
+@pytest.mark.parametrize("path", PAGES[:4])
+async def test_a_page_may_load_only_what_the_service_serves(client: httpx.AsyncClient, path: str) -> None:
+    policy = (await client.get(path)).headers["content-security-policy"]
+
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert not re.search(r"https?:|\*", policy)
+    assert ("script-src 'self'" in policy) == (path == "/docs")
+
+
+@pytest.mark.parametrize("path", [*PAGES, *(f"/docs/{name}" for name in ASSETS)])
+async def test_head_works_where_get_does(client: httpx.AsyncClient, path: str) -> None:
+    head, get = await client.head(path), await client.get(path)
+
+    assert (head.status_code, head.headers["content-type"]) == (200, get.headers["content-type"])
+    assert head.content == b""
+
+
+@pytest.mark.parametrize("path", ["/redoc", "/problems/nothing", "/docs/nothing.js", "/docs/examples.json", "/docs/"])
+async def test_what_is_not_a_page_is_a_problem(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+async def test_the_command_of_the_front_page_is_answered_as_it_says(client: httpx.AsyncClient) -> None:
+    text = Links((await client.get("/")).text).text
+    command = text[text.index("curl ") : text.index("and the answer is")].replace("\\\n", "")
+    _, url, _, header, _, body = shlex.split(command)
+    shown = orjson.loads(text[text.index('{"loss"') : text.index("Operators", text.index('{"loss"'))])
+
+    answer = await client.post(url, headers=[tuple(header.split(": "))], content=body)
+
+    assert url == "http://127.0.0.1:8000/v1/cross-entropy/gradient"
+    assert answer.json()["loss"] == pytest.approx(shown["loss"], rel=1e-6)
+    assert answer.json()["grad_logits"][0] == pytest.approx(shown["grad_logits"][0], rel=1e-6)
+
+
+async def test_the_front_page_shows_the_address_that_it_was_reached_at(app: FastAPI) -> None:
+    transport = httpx.ASGITransport(app=app, root_path="/loss")
+    async with httpx.AsyncClient(transport=transport, base_url="https://example.org") as client:
+        answer = await client.get("/")
+
+    assert "curl https://example.org/loss/v1/cross-entropy/gradient" in answer.text
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("host", ["<script>alert(1)</script>", "a'b", "$(id)", '"><b', "a b", ""])
+async def test_a_strange_host_cannot_write_into_the_page(client: httpx.AsyncClient, host: str) -> None:
+    answer = await client.get("/", headers={"Host": host})
+
+    assert Links(answer.text).inline == []
+    assert "<b" not in answer.text.replace("<body>", "")
+    if answer.status_code == 200:
+        command = Links(answer.text).text.replace("\\\n", "")
+        words = shlex.split(command[command.index("curl ") : command.index("and the answer is")])
+        assert len(words) == 6
+
+
+@pytest.mark.parametrize("code", ERRORS)
+async def test_a_problem_page_says_what_is_wrong_and_how_to_mend_it(client: httpx.AsyncClient, code: str) -> None:
+    text = Links((await client.get(f"/problems/{code}")).text).text
+    error = ERRORS[code]
+
+    assert error.title in text
+    assert error.mend in text
+    assert str(STATUS[error]) in text
+    assert not re.search(r"\{\w+\}", text)
+
+
+async def test_the_front_page_shows_every_operator(client: httpx.AsyncClient) -> None:
+    text = Links((await client.get("/")).text).text
+
+    for operator in OPERATORS.values():
+        assert operator.formula
+        assert operator.gradient_formula
+        assert operator.title in text
+        assert f"POST /v1/{operator.name}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("q_j", "<i>q</i><sub><i>j</i></sub>"),
+        ("-w", "&minus;<i>w</i>"),
+        ("e^(z_k)", "<i>e</i><sup><i>z</i><sub><i>k</i></sub></sup>"),
+        ("sum_k g", "&sum;<sub><i>k</i></sub>&thinsp;<i>g</i>"),
+        ("a < b", "<i>a</i> &lt; <i>b</i>"),
+    ],
+)
+async def test_a_formula_is_set_in_html(text: str, expected: str) -> None:
+    assert formula(text) == expected
