@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test format accuracy bench browser fuzz clean
+.PHONY: help serve test format accuracy bench browser fuzz deploy-check image-check clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,12 @@ browser: $(VENV)/.installed ## drive the pages in headless Chromium
 
 fuzz: $(VENV)/.installed ## generated bad input against a running service
 	$(BIN)/pytest -m fuzz
+
+deploy-check: $(VENV)/.installed ## check Dockerfile, compose files, rules and dashboard
+	deploy/check.sh
+
+image-check: ## build the image and run it for real, with compose and Prometheus (needs root)
+	deploy/check-image.sh
 
 clean: ## remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info

@@ -63,7 +63,7 @@ def _sentence(error: ValidationError) -> str:
     if not first["loc"]:
         return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
     name = str(first["loc"][0])
-    wanted = first["msg"].removeprefix("Input should ")
+    wanted = first["msg"].removeprefix("Input should ").removeprefix("String should ")
     return f"LOSS_{name.upper()} (--{name.replace('_', '-')}) should {wanted}, but is {str(first['input'])[:64]!r}"
 
 

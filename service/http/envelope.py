@@ -42,7 +42,7 @@ class Envelope:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *headers]
-                if self._state.is_draining:
+                if self._state.is_draining and not _closes(message):
                     message["headers"].append((b"connection", b"close"))
             else:
                 exchange.sent += len(message.get("body", b""))
@@ -63,6 +63,10 @@ class Envelope:
             await send_reply(send_enveloped, problem(error, exchange.request_id))
         finally:
             log_request(scope, exchange)
+
+
+def _closes(message: Message) -> bool:
+    return (b"connection", b"close") in message["headers"]
 
 
 def _request_id(scope: Scope) -> str:

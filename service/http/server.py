@@ -8,12 +8,14 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import multiprocess
 
 from service import metrics
@@ -26,6 +28,9 @@ ACCEPTING_PART = 1 / 5
 
 UNFINISHED_BODY_SECONDS = 1.0
 """How long a body that is still arriving is waited for once new requests are refused."""
+
+NEW_CONNECTION_SECONDS = 0.2
+"""How long a connection accepted last may take to send its request; uvicorn would close it without an answer."""
 
 LAST_WORD_SECONDS = 0.5
 """Part of the drain time left for telling those whose time is over."""
@@ -91,11 +96,41 @@ class Server(uvicorn.Server):
         accepting = total * ACCEPTING_PART if self._lingers else 0.0
         self._state.begin_draining()
         await self._go_on_for(accepting)
+        await self._stop_listening(sockets or [])
+        await asyncio.sleep(NEW_CONNECTION_SECONDS)
         self._state.begin_refusing()
         cut = asyncio.get_running_loop().call_later(UNFINISHED_BODY_SECONDS, self._state.cut_unfinished_bodies)
-        self.config.timeout_graceful_shutdown = cast(int, max(0.0, total - accepting - LAST_WORD_SECONDS))
+        self.config.timeout_graceful_shutdown = cast(
+            int, max(0.0, total - accepting - NEW_CONNECTION_SECONDS - LAST_WORD_SECONDS)
+        )
         await super().shutdown(sockets)
         cut.cancel()
+
+    async def _stop_listening(self, sockets: list[socket.socket]) -> None:
+        """Close the listening sockets, having accepted every connection that was waiting there.
+
+        The kernel resets what still waits when the last descriptor of a listening socket is closed. So one more is
+        kept until, within one step of the event loop, nothing waits any longer.
+        """
+        last = [socket.socket(fileno=os.dup(each.fileno())) for server in self.servers for each in server.sockets]
+        for server in self.servers:
+            server.close()
+        for shared in sockets:
+            shared.close()
+        waiting: list[socket.socket] = []
+        for listener in last:
+            listener.setblocking(False)
+            with listener, suppress(BlockingIOError):
+                while True:
+                    waiting.append(listener.accept()[0])
+        for connection in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._create_protocol, connection, ssl=self.config.ssl
+            )
+
+    def _create_protocol(self) -> asyncio.Protocol:
+        protocol = cast("type[HttpToolsProtocol]", self.config.http_protocol_class)
+        return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def _go_on_for(self, seconds: float) -> None:
         end = asyncio.get_running_loop().time() + seconds
@@ -117,6 +152,16 @@ class WorkerProcess(multiprocess.Process):
         return self._server
 
 
+class Supervisor(multiprocess.Multiprocess):
+    """Starts and replaces the worker processes."""
+
+    def terminate_all(self) -> None:
+        """Tell the workers to stop, and leave the listening socket to them: what waits there is theirs to accept."""
+        super().terminate_all()
+        for listener in self.sockets:
+            listener.close()
+
+
 def run(create_app: Callable[[Settings], FastAPI], settings: Settings, on_started: Callable[[str], None]) -> None:
     """Serve until told to stop; `on_started` is called with the address once it is listened on."""
     if settings.workers == 1:
@@ -126,10 +171,11 @@ def run(create_app: Callable[[Settings], FastAPI], settings: Settings, on_starte
         os.environ[metrics.MULTIPROCESS_VARIABLE] = folder
         config = Config(create_app, settings.share())
         listener = config.bind_socket()
+        listener.listen(config.backlog)  # connections wait here until the first worker is up
         on_started(address_of(settings, listener))
         # uvicorn's supervisor looks this name up when it starts a worker, and offers no other way to choose the class.
         multiprocess.Process = WorkerProcess  # type: ignore[misc]
-        multiprocess.Multiprocess(config, [listener]).run()
+        Supervisor(config, [listener]).run()
 
 
 def address_of(settings: Settings, listener: socket.socket) -> str:
