@@ -148,7 +148,7 @@ def _kind_of(first_character: bytes) -> str:
 
 def _option(name: str, raw: memoryview) -> object:
     if len(raw) > LONGEST_OPTION_BYTES:
-        return LongText(_kind_of(raw[:1].tobytes()), len(raw))
+        return LongText("a list" if raw[0] == ord("[") else _kind_of(raw[:1].tobytes()), len(raw))
     return _plain_value(name, raw)
 
 

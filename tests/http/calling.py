@@ -1,0 +1,132 @@
+"""How tests call the service, and what every refusal must look like."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+from fastapi import FastAPI
+
+from service.errors import ERRORS
+from service.http.problems import STATUS
+from service.ops import OPERATORS
+
+JSON = {"Content-Type": "application/json"}
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    """Return a client that calls the application without a network."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1")
+
+
+def check_problem(response: httpx.Response, *, code: str | None = None) -> dict[str, Any]:
+    """Assert what holds for every refusal, and return its members."""
+    assert response.headers["Content-Type"] == "application/problem+json", response.text[:200]
+    assert len(response.content) <= 4096
+    problem = response.json()
+    assert problem["code"] in ERRORS
+    if code is not None:
+        assert problem["code"] == code, problem["detail"]
+    assert problem["status"] == response.status_code == STATUS[ERRORS[problem["code"]]]
+    assert problem["type"] == f"/problems/{problem['code']}"
+    assert problem["title"] == ERRORS[problem["code"]].title
+    assert problem["request_id"] == response.headers["X-Request-Id"]
+    assert REQUEST_ID.fullmatch(problem["request_id"])
+    assert set(problem) <= {
+        "type", "title", "status", "detail", "code", "pointer", "expected", "got", "limit", "request_id"
+    }  # fmt: skip
+    return dict(problem)
+
+
+@dataclass(frozen=True)
+class T:
+    """A tensor that can be written in both forms of JSON."""
+
+    values: Any
+    dtype: str = "float32"
+
+    def nested(self) -> str:
+        return json.dumps(_named(self.values))
+
+    def compact(self) -> str:
+        array = np.asarray(self.values, self.dtype)
+        return json.dumps(
+            {
+                "dtype": self.dtype,
+                "shape": list(array.shape),
+                "base64": base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode(),
+            }
+        )
+
+
+def _named(values: Any) -> Any:
+    """Return nested lists with the numbers that JSON cannot write as strings."""
+    if isinstance(values, list):
+        return [_named(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return "NaN" if math.isnan(values) else "Infinity" if values > 0 else "-Infinity"
+    return values
+
+
+@dataclass(frozen=True)
+class Text:
+    """A value as it stands in a JSON text, valid or not."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An operator, or its gradient."""
+
+    operator: str
+    gradient: bool
+
+    @property
+    def path(self) -> str:
+        return f"/v1/{self.operator}" + ("/gradient" if self.gradient else "")
+
+    @property
+    def first(self) -> str:
+        return OPERATORS[self.operator].inputs[0].name
+
+    @property
+    def is_loss(self) -> bool:
+        return OPERATORS[self.operator].is_loss
+
+    @property
+    def fields(self) -> list[str]:
+        operator = OPERATORS[self.operator]
+        return [*operator.tensors_of(gradient=self.gradient), *operator.options.model_fields]
+
+    def valid(self) -> dict[str, object]:
+        """Return a request that is answered: two rows of three classes."""
+        fields: dict[str, object] = {self.first: T([[0.5, -1.5, 2.0], [0.25, 0.0, -4.0]])}
+        if self.is_loss:
+            fields["target"] = T([0, 2], "int64")
+        elif self.gradient:
+            fields["grad_output"] = T([[1.0, 0.5, 0.0], [0.0, 2.0, 1.0]])
+        return fields
+
+
+ENDPOINTS = [Endpoint(name, gradient) for name in OPERATORS for gradient in (False, True)]
+
+
+def body_of(fields: dict[str, object], *, compact: bool = False) -> bytes:
+    """Write a request as JSON; tensors in the form asked for."""
+    members = []
+    for name, value in fields.items():
+        if isinstance(value, T):
+            text = value.compact() if compact else value.nested()
+        else:
+            text = value.text if isinstance(value, Text) else json.dumps(value)
+        members.append(f"{json.dumps(name)}: {text}")
+    return ("{" + ", ".join(members) + "}").encode()

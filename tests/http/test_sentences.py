@@ -1,0 +1,149 @@
+"""Every sentence of every error is provoked by a request, and reads as the table of cases says."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+import service.app
+from service.app import create_app
+from service.errors import ERRORS, RequestError
+from service.http.problems import STATUS
+from service.ops import OPERATORS
+from service.settings import Settings
+from tests.http.calling import JSON, Endpoint, body_of, check_problem, client_of
+from tests.http.problem_cases import CASES, Case
+
+OTHERWISE_PROVOKED = {("internal", "bug"), ("draining", "draining")}
+"""Sentences that no request alone provokes; tests of their own, below, do."""
+
+
+def _requests() -> Iterator[Any]:
+    for case in CASES:
+        for endpoint in case.endpoints:
+            for compact in case.forms():
+                name = f"{case.error.code}:{case.sentence}-{endpoint.path[4:]}{'-compact' if compact else ''}"
+                yield pytest.param(case, endpoint, compact, id=name)
+
+
+def filled(value: Any, endpoint: Endpoint) -> Any:
+    """Put the endpoint's names into a case."""
+    if isinstance(value, list):
+        return [filled(item, endpoint) for item in value]
+    if not isinstance(value, str):
+        return value
+    words = {
+        "first": endpoint.first,
+        "owner": endpoint.operator,
+        "path": endpoint.path,
+        "fields": ", ".join(endpoint.fields),
+        "result": OPERATORS[endpoint.operator].outputs[0].name,
+    }
+    for word, meaning in words.items():
+        value = value.replace("{" + word + "}", meaning)
+    return value
+
+
+@pytest.fixture
+async def client_for(app: FastAPI) -> AsyncIterator[Any]:
+    clients: list[httpx.AsyncClient] = []
+
+    def choose(case: Case) -> httpx.AsyncClient:
+        chosen = create_app(Settings(threads=1, device="cpu", **case.settings)) if case.settings else app
+        clients.append(client_of(chosen))
+        return clients[-1]
+
+    yield choose
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("case", "endpoint", "compact"), list(_requests()))
+async def test_a_wrong_request_is_refused_with_its_sentence(
+    client_for: Any, case: Case, endpoint: Endpoint, compact: bool
+) -> None:
+    body = case.body
+    if body is None:
+        changed = {filled(name, endpoint): filled(value, endpoint) for name, value in case.change.items()}
+        fields = {name: value for name, value in (endpoint.valid() | changed).items() if value is not None}
+        body = body_of(fields, compact=compact)
+
+    response = await client_for(case).request(
+        case.method, filled(case.path, endpoint), content=body, headers=case.headers
+    )
+
+    problem = check_problem(response, code=case.error.code)
+    assert problem["detail"] == filled(
+        case.compact_detail if compact and case.compact_detail else case.detail, endpoint
+    )
+    assert problem.get("pointer") == filled(case.pointer, endpoint)
+
+
+@pytest.mark.parametrize("error", list(ERRORS.values()), ids=list(ERRORS))
+def test_every_sentence_is_provoked_by_a_case(error: type[RequestError]) -> None:
+    provoked = {case.key for case in CASES} | OTHERWISE_PROVOKED
+
+    assert {(error.code, sentence) for sentence in error.sentences} <= provoked
+
+
+@pytest.mark.parametrize("error", list(ERRORS.values()), ids=list(ERRORS))
+def test_sentences_speak_the_language_of_every_format(error: type[RequestError]) -> None:
+    for text in (error.title, error.mend, *error.sentences.values()):
+        assert not {"member", "members", "metadata", "parameter", "parameters"} & set(
+            text.lower().translate(str.maketrans("", "", string.punctuation)).split()
+        )
+    for sentence in error.sentences.values():
+        assert sentence.endswith((".", "?"))
+
+
+def test_every_error_has_a_status() -> None:
+    assert set(STATUS) == set(ERRORS.values())
+
+
+@pytest.mark.anyio
+async def test_a_target_beyond_the_classes_reads_as_promised(client: httpx.AsyncClient) -> None:
+    target = [0] * 17 + [1000]
+
+    response = await client.post("/v1/cross-entropy", json={"logits": [[0.0] * 1000] * 18, "target": target})
+
+    problem = check_problem(response, code="target-out-of-range")
+    assert problem["detail"] == "target[17] is 1000, but logits have 1000 classes (0 to 999)."
+    assert problem["pointer"] == "/target/17"
+    assert problem["got"] == 1000
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore")
+async def test_a_bug_is_admitted_without_a_word_about_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a secret")
+
+    broken = dataclasses.replace(OPERATORS["softmax"], name="broken", forward=fail)
+    monkeypatch.setattr(service.app, "OPERATORS", {"broken": broken})
+    async with client_of(create_app(Settings(threads=1, device="cpu"))) as client:
+        response = await client.post("/v1/broken", json={"logits": [1.0, 2.0]}, headers={"X-Request-Id": "mine"})
+
+    problem = check_problem(response, code="internal")
+    assert problem["detail"] == "This is a bug in the service. Please report it with request id mine."
+    assert set(problem) == {"type", "title", "status", "detail", "code", "request_id"}
+    assert "secret" not in response.text
+    assert "secret" not in str(response.headers)
+
+
+@pytest.mark.anyio
+async def test_a_request_after_the_last_call_is_told_to_come_again() -> None:
+    app = create_app(Settings(threads=1, device="cpu"))
+    app.state.service.is_refusing = True
+    async with client_of(app) as client:
+        response = await client.post("/v1/softmax", content=b"{}", headers=JSON)
+
+    problem = check_problem(response, code="draining")
+    assert problem["detail"] == "The service is about to stop and takes no more requests; send it again in a moment."
+    assert int(response.headers["Retry-After"]) >= 1
