@@ -40,18 +40,20 @@ class RequestBody:
         self._declared = int(length) if length.isdigit() else None
         self.received = 0
         self._is_complete = False
+        self._is_too_large = False
         self._waits_for_continue = self.headers.get(b"expect", b"").lower() == b"100-continue"
 
     @property
     def must_close(self) -> bool:
-        """Whether so much of the body is still to come that closing the connection costs less than reading it."""
-        if self._is_complete:
-            return False
+        """Whether to close the connection rather than read the rest: when there is much, or it was too large."""
+        if self._is_complete or self._is_too_large:
+            return not self._is_complete
         return b"transfer-encoding" in self.headers if self._declared is None else self._declared > KEPT_BYTES
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body; raises ContentTooLarge as soon as it is known to be over `limit` bytes."""
         if self._declared is not None and self._declared > limit:
+            self._is_too_large = True
             raise ContentTooLarge("body", limit=limit)
         chunks: list[bytes] = []
         more = True
@@ -59,6 +61,7 @@ class RequestBody:
             chunk, more = await self._next()
             self.received += len(chunk)
             if self.received > limit:
+                self._is_too_large = True
                 raise ContentTooLarge("body", limit=limit)
             chunks.append(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -113,9 +116,9 @@ def _accepts_json(accept: str) -> bool:
     best = (-1, False)
     for media_range in accept.lower().split(","):
         name, *parts = (part.strip() for part in media_range.split(";"))
-        if name in ("", "*/*", "application/*", JSON):
+        if name in ("*/*", "application/*", JSON):
             refused = any(part.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for part in parts)
-            best = max(best, ({"": -1, "*/*": 0, "application/*": 1, JSON: 2}[name], not refused))
+            best = max(best, ({"*/*": 0, "application/*": 1, JSON: 2}[name], not refused))
     return best[1] or not accept.strip()
 
 

@@ -92,11 +92,13 @@ def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:
         error: RequestError
         headers: dict[str, str] = {}
         if status == 405 and isinstance(failure, HTTPException):
-            allowed = sorted(name.strip() for name in (failure.headers or {})["Allow"].split(","))
-            headers["Allow"] = ", ".join(allowed)
-            error = MethodNotAllowed("method", expected=" or ".join(allowed), got=clip(request.method))
+            allowed = {name.strip() for name in (failure.headers or {})["Allow"].split(",")}
+            # HEAD works wherever GET does, but may be a route of its own, which the framework does not name.
+            allowed |= {"HEAD"} if "GET" in allowed else set()
+            headers["Allow"] = ", ".join(sorted(allowed))
+            error = MethodNotAllowed("method", expected=" or ".join(sorted(allowed)), got=clip(request.method))
         else:
-            error = not_found(request.url.path, operators)
+            error = not_found(request.scope["path"], operators)  # not request.url: it parses the Host header too
         exchange = exchange_of(request.scope)
         exchange.code = error.code
         reply = problem(error, exchange.request_id)
