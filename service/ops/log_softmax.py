@@ -19,7 +19,7 @@ def write_log_probs(logits: Tensor, computed: rowmath.Distribution, out: Buffers
         shifted = torch.sub(logits, computed.peak, out=out["log_probs"])
         shifted.sub_(computed.log_partition.to(shifted.dtype))
     if "logsumexp" in out:
-        out["logsumexp"].copy_((computed.peak + computed.log_partition).squeeze(1))
+        out["logsumexp"].copy_(computed.logsumexp.squeeze(1))
 
 
 def forward(rows: Rows, options: TemperatureOptions, out: Buffers) -> None:

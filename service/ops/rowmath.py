@@ -48,6 +48,11 @@ class Distribution(NamedTuple):
     confident: Tensor | None
     others: Tensor | None
 
+    @property
+    def logsumexp(self) -> Tensor:
+        """m + ln S, float64 [rows, 1]; an infinite m is itself the answer, since S is NaN there."""
+        return torch.where(self.peak.isinf(), self.peak, self.peak + self.log_partition)
+
 
 def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Distribution:
     """Compute the softmax of each row of `logits` [rows, classes] into `out`, which may be `logits` itself.

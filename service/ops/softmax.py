@@ -42,7 +42,7 @@ def _compute(rows: Rows, options: TemperatureOptions, out: Buffers) -> rowmath.D
     logits = scaled(rows["logits"], options.temperature)
     computed = rowmath.distribution(logits, out["probs"] if "probs" in out else torch.empty_like(logits))
     if "logsumexp" in out:
-        out["logsumexp"].copy_((computed.peak + computed.log_partition).squeeze(1))
+        out["logsumexp"].copy_(computed.logsumexp.squeeze(1))
     return computed
 
 
