@@ -1,0 +1,114 @@
+"""The README is true: its commands are run against a real service, its tables name what exists."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from service.ops import OPERATORS
+from service.settings import Settings
+from tests.support.running import RunningService, running_service
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+ADDRESS = "http://127.0.0.1:8000"
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS: list[tuple[str, str]] = BLOCK.findall(README)
+COMMANDS = [(text, BLOCKS[place + 1 : place + 2]) for place, (kind, text) in enumerate(BLOCKS) if kind == "sh"]
+PROGRAMS = [(text, BLOCKS[place + 1 : place + 2]) for place, (kind, text) in enumerate(BLOCKS) if kind == "python"]
+
+
+def path_in(text: str) -> str:
+    return text.partition(ADDRESS)[2].partition(" ")[0]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[RunningService]:
+    with running_service() as running:
+        running.wait_until_ready()
+        yield running
+
+
+def rounded(value: Any) -> Any:
+    """Return a JSON value with its numbers to six digits."""
+    if isinstance(value, dict):
+        return {name: rounded(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [rounded(member) for member in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize(("command", "answer"), COMMANDS, ids=[path_in(command) for command, _ in COMMANDS])
+def test_a_command_is_answered_as_the_readme_says(
+    service: RunningService, command: str, answer: list[tuple[str, str]]
+) -> None:
+    assert shutil.which("curl"), "curl is needed to try what the README says"
+    assert command.startswith("curl ")
+    assert [kind for kind, _ in answer] == ["json"], "a command must be followed by its answer"
+    quiet = command.replace(ADDRESS, service.address).replace("curl ", "curl --silent --show-error ", 1)
+
+    done = subprocess.run(["bash", "-c", quiet], capture_output=True, text=True, timeout=60, check=True)
+
+    assert rounded(orjson.loads(done.stdout)) == rounded(orjson.loads(answer[0][1]))
+
+
+@pytest.mark.parametrize(("program", "output"), PROGRAMS)
+def test_a_program_prints_what_the_readme_says(
+    service: RunningService, program: str, output: list[tuple[str, str]]
+) -> None:
+    assert [kind for kind, _ in output] == ["text"], "a program must be followed by what it prints"
+    program = program.replace(ADDRESS, service.address)
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout == output[0][1]
+
+
+def test_every_operator_and_its_gradient_has_a_command() -> None:
+    expected = {f"/v1/{name}{suffix}" for name in OPERATORS for suffix in ("", "/gradient")}
+
+    assert expected <= {path_in(command) for command, _ in COMMANDS}
+
+
+def test_the_loss_is_the_same_in_one_step_and_in_two() -> None:
+    losses = {path_in(command): orjson.loads(answer[0][1]).get("loss") for command, answer in COMMANDS[:4]}
+
+    assert losses["/v1/cross-entropy"] == pytest.approx(0.8107, abs=5e-5)
+    assert losses["/v1/nll-loss"] == pytest.approx(0.8107, abs=5e-5)
+
+
+def test_the_options_table_names_every_option_with_its_default() -> None:
+    table = dict(re.findall(r"^\| `([a-z_]+)` \| [^|]+ \| ([^|]+) \|", README, re.MULTILINE))
+    options = {name: field for operator in OPERATORS.values() for name, field in operator.options.model_fields.items()}
+
+    assert set(table) == set(options)
+    for name, option in options.items():
+        if option.default is not None:
+            assert table[name].strip("` ") == str(option.default)
+
+
+def test_the_settings_table_names_settings_with_their_defaults() -> None:
+    rows = re.findall(r"^\| (`LOSS_[^|]+) \| ([^|]+) \|", README, re.MULTILINE)
+
+    assert rows
+    for names, defaults in rows:
+        for name, default in zip(re.findall(r"`LOSS_(\w+)`", names), defaults.split(", "), strict=True):
+            declared = Settings.model_fields[name.lower()].default
+            if isinstance(declared, (int, str)) and declared:
+                assert default.strip("` ") == str(declared)
+
+
+def test_every_target_of_make_that_the_readme_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+
+    for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
