@@ -65,7 +65,9 @@ def batch_of(
 
 def chosen(fields: dict[str, Any], rows: Any) -> dict[str, Any]:
     """Return the request of some rows only, in their order."""
-    return {name: value[rows] if name in BY_ROW else value for name, value in fields.items()}
+    return {
+        name: value[rows] if name in BY_ROW and isinstance(value, Tensor) else value for name, value in fields.items()
+    }
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
