@@ -51,7 +51,6 @@ class Engine:
         """Compute a job in the calling thread, with the help of the workers when it has more than one block."""
         return self._compute_spread(job, time.perf_counter())
 
-    @torch.no_grad()
     def _compute_spread(self, job: Job, submitted: float) -> Answer:
         started = time.perf_counter()
         execution = Execution(job, self._pool, self.device)

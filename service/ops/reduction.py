@@ -46,14 +46,14 @@ def reduced(row_losses: Tensor, over: Denominator, options: LossOptions) -> Tens
     """Reduce the losses of the rows (float64 [rows]) as the options say: float64 [rows] or a scalar."""
     if options.reduction == "none":
         return row_losses
-    return torch.tensor(_total(row_losses), dtype=torch.float64).div_(over.divisor)
+    return torch.full((), _total(row_losses), dtype=torch.float64).div_(over.divisor)
 
 
 def row_upstream(upstream: Tensor | None, rows: int, over: Denominator) -> Tensor:
     """Return the derivative of the answer by each row's loss: float64 [rows], from `grad_output` (default 1)."""
     if upstream is None:
-        upstream = torch.ones((), dtype=torch.float64)
-    return upstream.double().reshape(-1).div(over.divisor).expand(rows)
+        return torch.ones(rows, dtype=torch.float64).div_(over.divisor)
+    return upstream.double().reshape(-1).div(over.divisor).expand(rows).contiguous()
 
 
 def _total(values: Tensor) -> float:
