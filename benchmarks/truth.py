@@ -19,11 +19,20 @@ Exact = NDArray[np.longdouble]
 
 @dataclass(frozen=True)
 class Truth:
-    """Probabilities and gradient [rows, classes], loss [rows]."""
+    """What is true of rows.
+
+    Attributes:
+        probs: [rows, classes].
+        loss: [rows].
+        gradient: by the logits [rows, classes].
+        terms: the size that a gradient's error is judged at: its own, or that of the smaller of the two terms that it
+            is the difference of. Where they cancel by chance no method that rounds them keeps the digits of the rest.
+    """
 
     probs: Exact
     loss: Exact
     gradient: Exact
+    terms: Exact
 
 
 def exact(tensor: Tensor) -> Exact:
@@ -53,9 +62,10 @@ def truth_of(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tr
         column = target.numpy()
         gradient = probs.copy()
         gradient[rows, column] = -complement[rows, column]
-        return Truth(probs, -log_probs[rows, column], gradient)
+        return Truth(probs, -log_probs[rows, column], gradient, gradient)
     other_mass = mass.sum(1)[:, None] - mass
-    return Truth(probs, -(mass * log_probs).sum(1), probs * other_mass - mass * complement)
+    gradient = probs * other_mass - mass * complement
+    return Truth(probs, -(mass * log_probs).sum(1), gradient, np.maximum(np.abs(gradient), np.minimum(probs, mass)))
 
 
 def ulp(size: Exact, dtype: torch.dtype) -> Exact:
@@ -65,9 +75,9 @@ def ulp(size: Exact, dtype: torch.dtype) -> Exact:
     return np.ldexp(np.longdouble(info.eps), exponent - 1)
 
 
-def worst_error(got: Tensor, wanted: Exact) -> float:
-    """Return the largest error over a tensor, in units in the last place of its own type."""
-    error = np.abs(exact(got) - wanted) / ulp(wanted, got.dtype)
+def worst_error(got: Tensor, wanted: Exact, size: Exact | None = None) -> float:
+    """Return the largest error over a tensor, in units in the last place of its own type at its own size or `size`."""
+    error = np.abs(exact(got) - wanted) / ulp(wanted if size is None else size, got.dtype)
     return float("inf") if np.isnan(error).any() else float(error.max())
 
 

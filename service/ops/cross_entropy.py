@@ -88,12 +88,18 @@ def _against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffer
     if "loss" in out:
         loss = (computed.peak - own_logit) + computed.log_partition
         out["loss"].copy_((loss if weight is None else rowmath.times(weight, loss)).squeeze(1))
-    if slope is not None:
-        entry = computed.probs.gather(1, column).sub_(1.0)
-        if computed.confident is not None and computed.others is not None:
-            entry = torch.where(computed.confident & (column == computed.top), -computed.others, entry)
-        computed.probs.scatter_(1, column, entry)
-        _write_gradient(computed.probs, slope if weight is None else slope * weight, out)
+    if slope is None:
+        return
+    probs = computed.probs
+    slope = (slope if weight is None else slope * weight).to(probs.dtype)
+    entry = computed.probs.gather(1, column)
+    if computed.excess is not None:
+        entry.div_(computed.excess)
+    entry.sub_(1.0)
+    if computed.confident is not None and computed.others is not None:
+        entry = torch.where(computed.confident & (column == computed.top), -computed.others, entry)
+    gradient = torch.mul(probs, computed.per_excess(slope), out=out["grad_logits"])
+    gradient.scatter_(1, column, entry.mul_(slope))
 
 
 def _against_smoothed_index(
@@ -124,7 +130,7 @@ def _against_smoothed_index(
         out["loss"].copy_((own_part + spread_part + total * computed.log_partition).squeeze(1))
     if slope is None:
         return
-    probs = computed.probs
+    probs = computed.normalized()
     own_spread = each if spread is None else spread.squeeze(0)[column]
     entry = total * probs.gather(1, column) - (own_mass + own_spread)
     gradient = probs.sub_(each) if spread is None else probs.mul_(total.to(probs.dtype)).sub_(spread)
@@ -148,7 +154,7 @@ def _against_probabilities(
     if "loss" in out:
         out["loss"].copy_((weighed + total * computed.log_partition).squeeze(1))
     if slope is not None:
-        gradient = computed.probs.mul_(total).sub_(mass)
+        gradient = computed.probs.mul_(computed.per_excess(total)).sub_(mass)
         rowmath.balance(gradient, computed, 2 * mass.gather(1, computed.top) >= total)
         _write_gradient(gradient, slope, out)
 

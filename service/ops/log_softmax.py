@@ -42,7 +42,7 @@ def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions
         own = upstream.gather(1, computed.top).abs_()
         balanced = 2 * own >= upstream.abs().sum(1, keepdim=True)
     # Not addcmul: whether it fuses the product could depend on an element's place in the block.
-    torch.mul(computed.probs, upstream.sum(1, keepdim=True), out=out["grad_logits"])
+    torch.mul(computed.probs, computed.per_excess(upstream.sum(1, keepdim=True)), out=out["grad_logits"])
     gradient = torch.sub(upstream, out["grad_logits"], out=out["grad_logits"])
     rowmath.balance(gradient, computed, balanced)
     if options.temperature != 1.0:

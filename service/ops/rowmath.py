@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-HUGE_ROW = 1 << 18
-"""From this many classes on, S is summed explicitly: torch's softmax sums 16 lanes serially and loses digits."""
+LONG_ROW = 1 << 12
+"""From this many classes on float32 probabilities are summed again: torch's softmax sums in 16 lanes, each serially,
+and its S loses digits (2850 units in the last place at 2 million classes)."""
 
 CONFIDENT = 0.5
 """A class with more probability than this is the largest of its row, and 1 - q is taken from the sum of the others."""
@@ -33,7 +34,8 @@ class Distribution(NamedTuple):
     """The softmax of rows, and what its logarithm is made of.
 
     Attributes:
-        probs: q [rows, classes].
+        probs: q times `excess` [rows, classes].
+        excess: the sum of `probs`, which should be 1, [rows, 1]; None where it is taken for 1.
         top: the index of the largest class, the first of equals, int64 [rows, 1].
         peak: m [rows, 1].
         log_partition: ln S as float64 [rows, 1].
@@ -42,11 +44,20 @@ class Distribution(NamedTuple):
     """
 
     probs: Tensor
+    excess: Tensor | None
     top: Tensor
     peak: Tensor
     log_partition: Tensor
     confident: Tensor | None
     others: Tensor | None
+
+    def normalized(self) -> Tensor:
+        """Return q, in the memory of `probs`; to be called once."""
+        return self.probs if self.excess is None else self.probs.div_(self.excess)
+
+    def per_excess(self, factor: Tensor) -> Tensor:
+        """Return what `probs` are to be multiplied by for q times `factor` [rows, 1]."""
+        return factor if self.excess is None else factor / self.excess
 
     @property
     def logsumexp(self) -> Tensor:
@@ -65,15 +76,21 @@ def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Dist
     if top is None:
         top = index_of_largest(logits)
     peak = logits.gather(1, top)
-    probs = softmax(logits, out)
+    probs = torch.softmax(logits, 1, out=out)
     largest = probs.gather(1, top)
-    log_partition = largest.double().log_().neg_() if largest.dtype != torch.float64 else largest.log().neg_()
+    excess = None
+    if probs.dtype == torch.float32 and probs.shape[1] >= LONG_ROW:
+        excess = probs.sum(1, keepdim=True)
+        largest.div_(excess)
+    log_partition = largest.double().log().neg_()
     confident = largest > CONFIDENT
     if not confident.any():
-        return Distribution(probs, top, peak, log_partition, None, None)
+        return Distribution(probs, excess, top, peak, log_partition, None, None)
     others = sum_of_others(probs, top)
-    exact = torch.log1p(others.double() / largest)
-    return Distribution(probs, top, peak, torch.where(confident, exact, log_partition), confident, others)
+    if excess is not None:
+        others.div_(excess)
+    log_partition = torch.where(confident, torch.log1p(others.double() / largest), log_partition)
+    return Distribution(probs, excess, top, peak, log_partition, confident, others)
 
 
 def index_of_largest(values: Tensor) -> Tensor:
@@ -82,16 +99,6 @@ def index_of_largest(values: Tensor) -> Tensor:
         # NumPy's takes a tenth of the time of torch's on a CPU: no more than the maximum alone.
         return torch.from_numpy(values.numpy().argmax(1, keepdims=True))
     return values.argmax(1, keepdim=True)
-
-
-def softmax(values: Tensor, out: Tensor) -> Tensor:
-    """Write the softmax of each row of `values` [rows, classes] into `out`, which may be `values` itself."""
-    if values.shape[1] < HUGE_ROW:
-        return torch.softmax(values, 1, out=out)
-    for row, row_out in zip(values.unbind(), out.unbind(), strict=True):
-        torch.sub(row, row.amax(), out=row_out).exp_()
-        row_out.div_(row_out.sum())
-    return out
 
 
 def sum_of_others(values: Tensor, index: Tensor) -> Tensor:

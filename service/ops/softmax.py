@@ -30,9 +30,10 @@ def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions
     computed = _compute(rows, options, out)
     if "grad_logits" not in out:
         return
-    gradient = torch.mul(computed.probs, upstream, out=out["grad_logits"])
+    probs = computed.probs
+    gradient = torch.mul(probs, upstream, out=out["grad_logits"])
     pulled = gradient.sum(1, keepdim=True)
-    torch.sub(upstream, pulled, out=gradient).mul_(computed.probs)
+    torch.sub(upstream, pulled, out=gradient).mul_(probs)
     rowmath.balance(gradient, computed)
     if options.temperature != 1.0:
         gradient.div_(options.temperature)
@@ -41,6 +42,7 @@ def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions
 def _compute(rows: Rows, options: TemperatureOptions, out: Buffers) -> rowmath.Distribution:
     logits = scaled(rows["logits"], options.temperature)
     computed = rowmath.distribution(logits, out["probs"] if "probs" in out else torch.empty_like(logits))
+    computed.normalized()
     if "logsumexp" in out:
         out["logsumexp"].copy_(computed.logsumexp.squeeze(1))
     return computed
