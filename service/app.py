@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -20,15 +20,16 @@ from service.http.problems import install_handlers
 from service.http.routes import operator_routes
 from service.http.state import State
 from service.ops import OPERATORS
+from service.ops.spec import Operator
 from service.settings import Settings
 
 logger = logging.getLogger("service")
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, operators: Mapping[str, Operator] = OPERATORS) -> FastAPI:
     """Return the application, with its engine; raises DeviceUnavailableError when the device is not there."""
     settings = settings or Settings()
-    operators = dict(OPERATORS)
+    operators = dict(operators)
     engine = Engine(choose_device(settings.device), threads=settings.threads)
     state = State()
 
