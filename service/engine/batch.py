@@ -43,6 +43,8 @@ class Block:
 
 def cut(layout: Layout, rows_per_block: int) -> Iterator[Block]:
     """Cut the rows of a layout into blocks of about `rows_per_block` rows, in row order."""
+    if layout.rows == 0:  # an empty inner dimension beside an outer one of 2**40 would make as many empty blocks
+        return
     if layout.inner <= rows_per_block:
         step = max(1, rows_per_block // max(1, layout.inner))
         for start in range(0, layout.outer, step):
