@@ -121,6 +121,22 @@ class MalformedTensor(RequestError):
         "elements": "The sizes in the 'shape' of '{name}', zeros apart, multiply to more than {limit}.",
         "base64": "The 'base64' of '{name}' must be a string of base64 with padding, and is not.",
         "size": "'{name}' needs {needed} for its dtype and shape, but its base64 holds {got}.",
+        "short": "A safetensors body begins with {expected} bytes for the length of its header; this one has {got}.",
+        "long-header": "The safetensors header is {got} long by its first 8 bytes, but at most {limit} are allowed.",
+        "header-beyond": "The safetensors header is {expected} long by its first 8 bytes, but only {got} follow.",
+        "header": "The safetensors header is not a JSON object.",
+        "count": "The safetensors header describes {got} tensors, but at most {limit} are allowed.",
+        "description": "The description of '{name}' must have 'dtype', 'shape' and 'data_offsets', and nothing else.",
+        "option-as-tensor": "'{name}' is an option and no tensor; options go into the string map of the header.",
+        "tensor-as-option": "'{name}' is a tensor and no option; tensors are described in the header.",
+        "offsets": "The 'data_offsets' of '{name}' must be two byte positions, the first not after the second.",
+        "span": "'{name}' needs {needed} for its dtype and shape, but its data_offsets span {got}.",
+        "place": (
+            "'{name}' begins at byte {got} of the data, but must begin at byte {expected}: "
+            "tensors follow each other without gaps and overlaps."
+        ),
+        "data": "The tensors take {expected}, but the data after the safetensors header has {got}.",
+        "options": "The options in the safetensors header must map strings to strings.",
     }
 
 
@@ -148,6 +164,7 @@ class DuplicateField(RequestError):
     mend = "Write every field once."
     sentences = {
         "duplicate": "'{name}' appears more than once.",
+        "description": "The description of '{tensor}' has '{name}' more than once.",
         "part": "The compact tensor '{tensor}' has '{name}' more than once.",
     }
 

@@ -32,6 +32,8 @@ class DType:
 
     name: str
     """Name in JSON, as torch and NumPy spell it."""
+    safetensors: str
+    """Name in safetensors headers."""
     kind: Kind
     torch: torch.dtype
     numpy: np.dtype[np.generic]
@@ -44,7 +46,12 @@ class DType:
 
 
 def _dtype(name: str, kind: Kind, numpy: str | None = None) -> DType:
-    return DType(name, kind, getattr(torch, name), np.dtype(numpy or name).newbyteorder("<"))
+    return DType(name, _safetensors_name(name), kind, getattr(torch, name), np.dtype(numpy or name).newbyteorder("<"))
+
+
+def _safetensors_name(name: str) -> str:
+    """Return `F32` for float32, `U8` for uint8, `BF16` for bfloat16."""
+    return name.replace("bfloat", "BF").replace("float", "F").replace("uint", "U").replace("int", "I")
 
 
 DTYPES: dict[str, DType] = {
@@ -165,3 +172,5 @@ class Message:
 
     tensors: dict[str, WireTensor] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)
+    owns_memory: bool = False
+    """Whether the tensors lie in memory that may be overwritten: a result may take the place of its input."""

@@ -45,7 +45,7 @@ from service.tensors import (
     dtype_of,
     tensor_from_bytes,
 )
-from service.wire.json_structure import WHITESPACE, Structure, array_shape, name_spans, scan
+from service.wire.json_structure import WHITESPACE, Structure, array_shape, repeated_name, scan
 
 MEDIA_TYPE = "application/json"
 
@@ -83,7 +83,7 @@ def _split(
     for name in values:
         fields.check(name, path)
     if structure.member_count != len(values):
-        name = _repeated(body)
+        name = repeated_name(body)
         sentence = "part" if path else "duplicate"
         raise DuplicateField(sentence, pointer=f"{path}/{name}", tensor=path[1:], name=name)
     members = structure.members()
@@ -127,17 +127,6 @@ def _ends_early(body: bytes) -> bool:
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-
-
-def _repeated(body: bytes | memoryview) -> str:
-    """Return the first name of an object that has appeared before, escaped or not."""
-    seen: set[str] = set()
-    for start, end in name_spans(body):
-        name = _text.decode(body[start:end])
-        if name in seen:
-            return name
-        seen.add(name)
-    raise AssertionError("a name appears twice")
 
 
 def _kind_of(first_character: bytes) -> str:

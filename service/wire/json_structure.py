@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -89,7 +90,21 @@ def scan(text: bytes | memoryview) -> Structure:
     return Structure(kinds, levels)
 
 
-def name_spans(text: bytes | memoryview) -> Iterator[tuple[int, int]]:
+def repeated_name(text: bytes | memoryview) -> str:
+    """Return the first name of an object that has appeared before in it, escaped or not; there must be one."""
+    seen: set[str] = set()
+    for start, end in _name_spans(text):
+        name = _text.decode(text[start:end])
+        if name in seen:
+            return name
+        seen.add(name)
+    raise AssertionError("no name appears twice")
+
+
+_text = msgspec.json.Decoder(str)
+
+
+def _name_spans(text: bytes | memoryview) -> Iterator[tuple[int, int]]:
     """Yield where each name of the outer object of a valid text begins and ends, quotes included."""
     plain = bytes(text)
     if b"\\" in plain:

@@ -1,0 +1,243 @@
+"""safetensors to named tensors and back: a strict reader of the header, and views instead of copies.
+
+The format (source: the README of huggingface/safetensors): 8 bytes with the length N of the header, little-endian; N
+bytes of JSON, `{"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ..., "__metadata__": {...}}`; then
+the data, row-major and little-endian, without gaps. The library's own reader copies every tensor, takes headers of
+100 MB and lets pass what is refused here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+import torch
+from torch import Tensor
+
+from service.errors import DuplicateField, MalformedTensor, ShapeMismatch, TooDeep, clip, counted
+from service.tensors import (
+    DTYPES,
+    MAX_ELEMENTS,
+    MAX_RANK,
+    DType,
+    Fields,
+    LongText,
+    Message,
+    WireTensor,
+    array_of,
+    dtype_of,
+    tensor_from_bytes,
+)
+from service.wire.json_structure import Structure, repeated_name, scan
+
+MEDIA_TYPE = "application/x-safetensors"
+
+PREFIX_BYTES = 8
+"""Bytes of the header's length."""
+
+MAX_HEADER_BYTES = 1 << 16
+"""Longest header accepted."""
+
+MAX_TENSORS = 16
+"""Most tensors accepted in a body."""
+
+ALIGNMENT_BYTES = 64
+"""What the data of a body is aligned to when there is a choice, and that of an answer within it: a cache line."""
+
+OPTIONS = "__metadata__"
+IGNORED_OPTIONS = ("format",)
+"""Keys that libraries write of their own accord."""
+
+LONGEST_OPTION = 4096
+
+_TYPES = {dtype.safetensors: dtype for dtype in DTYPES.values()}
+_value = msgspec.json.Decoder(dict[str, object])
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_option_value = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor as the header describes it."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def header_bytes(prefix: bytes | memoryview, body_bytes: int) -> int:
+    """Return how long the header of a body of `body_bytes` is, from its first 8 bytes."""
+    if len(prefix) < PREFIX_BYTES:
+        raise MalformedTensor("short", expected=PREFIX_BYTES, got=counted(len(prefix), "byte"))
+    size = int.from_bytes(prefix[:PREFIX_BYTES], "little")
+    if size > MAX_HEADER_BYTES:
+        raise MalformedTensor("long-header", got=counted(size, "byte"), limit=MAX_HEADER_BYTES)
+    if size > body_bytes - PREFIX_BYTES:
+        rest = counted(body_bytes - PREFIX_BYTES, "byte")
+        raise MalformedTensor("header-beyond", expected=counted(size, "byte"), got=rest)
+    return size
+
+
+def padding_before(prefix: bytes | memoryview, body_bytes: int) -> int:
+    """Return how many bytes to leave free before a body so that its data is aligned."""
+    return -(PREFIX_BYTES + header_bytes(prefix, body_bytes)) % ALIGNMENT_BYTES
+
+
+def decode(body: memoryview, fields: Fields) -> Message:
+    """Read a request from writable memory; the tensors are views of it, but for those that lie askew.
+
+    Nothing is allocated before the header has been found right and equal to the bytes that are there.
+    """
+    size = header_bytes(body, len(body))
+    header = bytes(body[PREFIX_BYTES : PREFIX_BYTES + size])
+    data = body[PREFIX_BYTES + size :]
+    described, options = _read_header(header, fields)
+    entries = [_entry(name, parts, fields) for name, parts in described.items()]
+    _check_places(entries, len(data))
+    message = Message(options=_options(options, fields), owns_memory=True)
+    for entry in entries:
+        message.tensors[entry.name] = WireTensor(_view(data[entry.begin : entry.end], entry))
+    return message
+
+
+def _read_header(header: bytes, fields: Fields) -> tuple[dict[str, object], object]:
+    """Return the descriptions by name, and the options; the header is JSON without repeated names."""
+    try:
+        structure = scan(header)
+        members = _members.decode(header)
+        values = _value.decode(header)
+    except (msgspec.DecodeError, ValueError, TooDeep) as error:
+        raise MalformedTensor("header") from error
+    if not header.startswith(b"{"):
+        raise MalformedTensor("header")
+    if structure.member_count != len(members):
+        name = clip(repeated_name(header))
+        raise DuplicateField("duplicate", pointer="/" + name, name=name)
+    for (name, text), part in zip(members.items(), structure.members(), strict=True):
+        _check_names_within(name, memoryview(text), values[name], part)
+    options = values.pop(OPTIONS, {})
+    if len(values) > MAX_TENSORS:
+        raise MalformedTensor("count", got=len(values), limit=MAX_TENSORS)
+    return values, options
+
+
+def _check_names_within(name: str, text: memoryview, value: object, structure: Structure) -> None:
+    """Refuse a name that is repeated in an object of the header."""
+    if not isinstance(value, dict) or structure.member_count == len(value):
+        return
+    repeated = clip(repeated_name(text))
+    if name == OPTIONS:
+        raise DuplicateField("duplicate", pointer="/" + repeated, name=repeated)
+    pointer = f"/{clip(name)}/{repeated}"
+    raise DuplicateField("description", pointer=pointer, tensor=clip(name), name=repeated)
+
+
+def _entry(name: str, parts: object, fields: Fields) -> _Entry:
+    if name not in fields.tensors:
+        fields.check(name)
+        raise MalformedTensor("option-as-tensor", pointer="/" + name, name=name)
+    if not isinstance(parts, dict) or set(parts) != {"dtype", "shape", "data_offsets"}:
+        raise MalformedTensor("description", pointer="/" + name, name=name)
+    dtype, shape, offsets = parts["dtype"], parts["shape"], parts["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _TYPES:
+        got = f"'{clip(dtype)}'" if isinstance(dtype, str) else "not a string"
+        raise MalformedTensor("dtype", pointer=f"/{name}/dtype", name=name, got=got, expected=", ".join(_TYPES))
+    if not _are_sizes(shape):
+        raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name, expected=MAX_RANK)
+    if len(shape) > MAX_RANK:
+        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)
+    if math.prod(filter(None, shape)) > MAX_ELEMENTS:
+        raise MalformedTensor("elements", pointer=f"/{name}/shape", name=name, limit=MAX_ELEMENTS)
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise MalformedTensor("offsets", pointer=f"/{name}/data_offsets", name=name)
+    needed = math.prod(shape) * _TYPES[dtype].item_size
+    if offsets[1] - offsets[0] != needed:
+        got = counted(min(offsets[1] - offsets[0], 2**63), "byte")
+        raise MalformedTensor(
+            "span", pointer=f"/{name}/data_offsets", name=name, needed=counted(needed, "byte"), got=got
+        )
+    return _Entry(name, _TYPES[dtype], tuple(shape), offsets[0], offsets[1])
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def _check_places(entries: list[_Entry], data_bytes: int) -> None:
+    """See that the tensors lie one after another, and that they are the whole of the data."""
+    end = 0
+    for entry in sorted(entries, key=lambda each: (each.begin, each.end)):
+        if entry.begin != end:
+            pointer = f"/{entry.name}/data_offsets"
+            raise MalformedTensor("place", pointer=pointer, name=entry.name, expected=end, got=min(entry.begin, 2**63))
+        end = entry.end
+    if end != data_bytes:
+        raise MalformedTensor("data", expected=counted(end, "byte"), got=counted(data_bytes, "byte"))
+
+
+def _view(data: memoryview, entry: _Entry) -> Tensor:
+    if len(data) and _address(data) % entry.dtype.item_size:
+        data = memoryview(bytearray(data))
+    return tensor_from_bytes(data, entry.dtype, entry.shape)
+
+
+def _address(data: memoryview) -> int:
+    return torch.frombuffer(data, dtype=torch.uint8).data_ptr()
+
+
+def _options(options: object, fields: Fields) -> dict[str, object]:
+    """Return the options: each a string, or JSON where its text begins like a number or a list."""
+    if not isinstance(options, dict) or not all(isinstance(text, str) for text in options.values()):
+        raise MalformedTensor("options")
+    values: dict[str, object] = {}
+    for name, text in options.items():
+        if name in IGNORED_OPTIONS:
+            continue
+        if name not in fields.options or name in fields.tensors:
+            fields.check(name)
+            raise MalformedTensor("tensor-as-option", pointer="/" + name, name=name)
+        values[name] = _option(text)
+    return values
+
+
+def _option(text: str) -> object:
+    if len(text) > LONGEST_OPTION:
+        return LongText("a string", len(text))
+    if text[:1] in tuple("-0123456789["):
+        try:
+            return _option_value.decode(text.encode())
+        except msgspec.DecodeError:
+            return text
+    return text
+
+
+def encode(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """Write the tensors as a safetensors body, in pieces: the header, then views of the tensors' own memory."""
+    # Wider types first, as the library writes them: then every tensor is aligned for its own type.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, object] = {}
+    pieces: list[bytes | memoryview] = []
+    end = 0
+    for name, tensor in ordered:
+        tensor = tensor.contiguous()  # noqa: PLW2901
+        begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": dtype_of(tensor).safetensors,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        if end > begin:
+            pieces.append(memoryview(cast(Any, array_of(tensor).reshape(-1))).cast("B"))
+    text = msgspec.json.encode(header)
+    text += b" " * (-(PREFIX_BYTES + len(text)) % ALIGNMENT_BYTES)
+    return [len(text).to_bytes(PREFIX_BYTES, "little") + text, *pieces]
+
+
+def answer_bytes(outputs: list[tuple[tuple[int, ...], torch.dtype]]) -> int:
+    """Return about how many bytes an answer takes."""
+    return sum(math.prod(shape) * dtype.itemsize + 128 for shape, dtype in outputs)
