@@ -295,13 +295,14 @@ class ContentTooLarge(RequestError):
     title = "The body or its answer is larger than the limit"
     mend = "Cut the batch (GET /v1/limits tells the limits), or ask for fewer outputs."
     sentences = {
-        "body": (
+        "json": (
             "The body is larger than the {limit} bytes allowed for application/json; "
-            "numbers take least room in compact base64 tensors."
+            "send large tensors as application/x-safetensors."
         ),
+        "body": "The body is larger than the {limit} bytes allowed.",
         "answer": (
             "The answer could take {got} bytes, but at most {limit} are allowed for application/json; "
-            '"encoding": "base64" or fewer outputs make it smaller.'
+            "large answers come as application/x-safetensors (say so in Accept)."
         ),
     }
 
@@ -309,7 +310,7 @@ class ContentTooLarge(RequestError):
 class UnsupportedMediaType(RequestError):
     code = "unsupported-media-type"
     title = "The body is in a format this service does not read"
-    mend = "Send the header Content-Type: application/json."
+    mend = "Send the header Content-Type: application/json, or application/x-safetensors for binary bodies."
     sentences = {
         "missing": "The request has no Content-Type; it must be {expected}.",
         "type": "The Content-Type is {got}, but it must be {expected}.",
@@ -326,7 +327,7 @@ class UnsupportedEncoding(RequestError):
 class NotAcceptable(RequestError):
     code = "not-acceptable"
     title = "The service cannot answer in the format asked for"
-    mend = "Accept application/json, or leave Accept away."
+    mend = "Accept application/json or application/x-safetensors, or leave Accept away."
     sentences = {"accept": "The Accept header is {got}, but the answer can only be {expected}."}
 
 

@@ -55,6 +55,9 @@ GPU_MEMORY = Gauge(
 class Counted(Protocol):
     """What is counted of a request."""
 
+    @property
+    def format(self) -> str: ...
+
     code: str
     received: int
     sent: int
@@ -86,11 +89,11 @@ class EndpointMetrics:
         self._answer_bytes = {name: ANSWER_BYTES.labels(*labels, name) for name in formats}
         self._rows = ROWS.labels(*labels)
 
-    def count(self, format_name: str, request: Counted) -> None:
+    def count(self, request: Counted) -> None:
         """Count one request that has come to its end."""
-        self._requests[format_name, request.code].inc()
-        self._request_bytes[format_name].inc(request.received)
-        self._answer_bytes[format_name].inc(request.sent)
+        self._requests[request.format, request.code].inc()
+        self._request_bytes[request.format].inc(request.received)
+        self._answer_bytes[request.format].inc(request.sent)
         self._rows.inc(request.rows)
 
 

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     max_json_answer_bytes: Annotated[int, Field(ge=1024)] = Field(
         32 * MEBIBYTE, description="Largest JSON answer given, in bytes."
     )
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
+        1024 * MEBIBYTE, description="Largest binary body accepted, in bytes."
+    )
     drain_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = Field(
         30.0,
         description=(

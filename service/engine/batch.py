@@ -143,11 +143,18 @@ class Execution:
         layout = self.job.layout
         return values if self._is_flat else values.reshape(layout.outer, layout.inner)
 
+    def _replaces_input(self, output: Output) -> bool:
+        """Whether a result may be written over the first input: it is the request's own, and nothing else needs it."""
+        others = [each for each in self.job.outputs if each.shape in ("classes", "rows") and each is not output]
+        return self.job.owns_memory and not others and output.type_of == self.job.operator.inputs[0].name
+
     def _allocate(self, output: Output) -> Tensor:
         """Return where a result goes, in its own type, or float64 when it has one number a row."""
         layout = self.job.layout
         if output.shape != "classes":
             return self._laid_out(torch.empty(layout.rows, dtype=torch.float64))
+        if self._replaces_input(output):
+            return self._laid_out(self.job.first)
         dtype = self.job.dtype_of(output)
         size = layout.rows * self._classes * dtype.itemsize
         buffer = self._pool.take(size)

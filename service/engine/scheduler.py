@@ -29,7 +29,7 @@ class Engine:
     def __init__(self, device: torch.device, *, threads: int, most_kept_bytes: int = 1 << 29) -> None:
         self.device = device
         self._threads = threads
-        self._pool = BufferPool(most_kept_bytes)
+        self.buffers = BufferPool(most_kept_bytes)
         torch.set_num_threads(1)
         self._workers = ThreadPoolExecutor(
             threads, thread_name_prefix="loss-engine", initializer=torch.set_num_threads, initargs=(1,)
@@ -53,7 +53,7 @@ class Engine:
 
     def _compute_spread(self, job: Job, submitted: float) -> Answer:
         started = time.perf_counter()
-        execution = Execution(job, self._pool, self.device)
+        execution = Execution(job, self.buffers, self.device)
         helpers: list[Future[None]] = []
         try:
             wanted = min(self._threads, len(execution.blocks)) - 1

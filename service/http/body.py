@@ -1,16 +1,18 @@
-"""The bytes of a request and its answer: what formats are spoken, how much is read, how much is thrown away."""
+"""The bytes of a request and of its answer: how much is read and where to, how much is thrown away."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
+from torch import Tensor
 
-from service.errors import ContentTooLarge, NotAcceptable, UnsupportedEncoding, UnsupportedMediaType, clip
+from service.errors import ContentTooLarge
+from service.http.guard import ClientDisconnectedError, connection_of
 from service.http.problems import Reply
-
-JSON = "application/json"
+from service.tensors import array_of
 
 KEPT_BYTES = 1 << 16
 """An unwanted body up to this size is left to the server to skip, and the connection stays open."""
@@ -24,10 +26,6 @@ SLICE_BYTES = 1 << 20
 """Largest piece of an answer that is handed to the server at once."""
 
 
-class ClientDisconnectedError(Exception):
-    """The caller has left; there is nobody to answer."""
-
-
 class RequestBody:
     """The body of one request, read under a limit."""
 
@@ -38,6 +36,7 @@ class RequestBody:
             self.headers[name] = self.headers[name] + b", " + value if name in self.headers else value
         length = self.headers.get(b"content-length", b"")
         self._declared = int(length) if length.isdigit() else None
+        self._connection = connection_of(scope)
         self.received = 0
         self._is_complete = False
         self._is_too_large = False
@@ -48,23 +47,77 @@ class RequestBody:
         """Whether to close the connection rather than read the rest: when there is much, or it was too large."""
         if self._is_complete or self._is_too_large:
             return not self._is_complete
+        if self._connection is not None and self._connection.is_receiving:
+            return True
         return b"transfer-encoding" in self.headers if self._declared is None else self._declared > KEPT_BYTES
 
-    async def read(self, limit: int) -> bytes:
-        """Return the whole body; raises ContentTooLarge as soon as it is known to be over `limit` bytes."""
+    async def read(self, limit: int, too_large: str) -> bytes:
+        """Return the whole body; raises ContentTooLarge, with the sentence named, once it is known to be too large."""
+        self._check_declared(limit, too_large)
+        chunks: list[bytes] = []
+        async for chunk in self._chunks(limit, too_large):
+            chunks.append(chunk)  # noqa: PERF401  # an asynchronous comprehension is no faster
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def read_into_buffer(
+        self, limit: int, too_large: str, take: Callable[[int], Tensor], prefix_bytes: int, padding: Callable[..., int]
+    ) -> memoryview:
+        """Return the whole body in writable memory, that of `take` when it is large.
+
+        Once `prefix_bytes` are there, `padding(prefix, body_bytes)` says how many bytes to leave free before the body.
+        A body without a declared length is read in pieces first. Raises ContentTooLarge as `read` does.
+        """
+        self._check_declared(limit, too_large)
+        size = self._declared
+        if size is None or size <= KEPT_BYTES:
+            return memoryview(bytearray(await self.read(limit, too_large)))
+        prefix = memoryview(bytearray(prefix_bytes))
+        chunks = self._chunks(limit, too_large)
+        first = await self._receive_some(prefix, size, chunks)
+        free = padding(prefix, size)
+        buffer = take(free + size)
+        body = memoryview(cast(Any, array_of(buffer))).cast("B")[free : free + size]
+        body[:prefix_bytes] = prefix
+        body[prefix_bytes : prefix_bytes + len(first)] = first
+        filled = prefix_bytes + len(first)
+        if self._connection is not None:
+            await self._connection.receive_into(body[filled:], size)
+            self._is_complete = True
+            self.received = size
+        else:
+            async for chunk in chunks:
+                body[filled : filled + len(chunk)] = chunk
+                filled += len(chunk)
+        return body
+
+    async def _receive_some(self, prefix: memoryview, size: int, chunks: AsyncIterator[bytes]) -> bytes:
+        """Fill `prefix` with the first bytes, and return those that had to be taken along with them."""
+        if self._connection is not None:
+            await self._connection.receive_into(prefix, size)
+            self.received = len(prefix)
+            return b""
+        got = b""
+        async for chunk in chunks:
+            got += chunk
+            if len(got) >= len(prefix):
+                break
+        prefix[:] = got[: len(prefix)]
+        return got[len(prefix) :]
+
+    def _check_declared(self, limit: int, too_large: str) -> None:
         if self._declared is not None and self._declared > limit:
             self._is_too_large = True
-            raise ContentTooLarge("body", limit=limit)
-        chunks: list[bytes] = []
-        more = True
-        while more:
-            chunk, more = await self._next()
+            raise ContentTooLarge(too_large, limit=limit)
+
+    async def _chunks(self, limit: int, too_large: str) -> AsyncIterator[bytes]:
+        """Yield the body as it comes."""
+        while not self._is_complete:
+            chunk = await self._next()
             self.received += len(chunk)
             if self.received > limit:
                 self._is_too_large = True
-                raise ContentTooLarge("body", limit=limit)
-            chunks.append(chunk)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                raise ContentTooLarge(too_large, limit=limit)
+            yield chunk
 
     async def drain(self) -> None:
         """Read on and throw away, up to DRAIN_BYTES or for DRAIN_SECONDS."""
@@ -73,73 +126,49 @@ class RequestBody:
         dropped = 0
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
+                if self._connection is not None and self._connection.is_receiving:
+                    await self._connection.discard(DRAIN_BYTES)
+                    return
                 while not self._is_complete and dropped < DRAIN_BYTES:
-                    dropped += len((await self._next())[0])
+                    dropped += len(await self._next())
         except (TimeoutError, ClientDisconnectedError):
             return
 
-    async def _next(self) -> tuple[bytes, bool]:
+    async def _next(self) -> bytes:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
-        more = message.get("more_body", False)
-        self._is_complete = not more
+        self._is_complete = not message.get("more_body", False)
         self._waits_for_continue = False
-        return message.get("body", b""), more
-
-
-def check_formats(headers: dict[bytes, bytes]) -> None:
-    """Raise unless the body is in a format that is read and the answer in one that the caller takes."""
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding.strip().lower() not in (b"identity", b""):
-        raise UnsupportedEncoding("encoding", got=f"'{clip(encoding.decode('latin-1'))}'", expected="identity")
-    _check_content_type(headers.get(b"content-type"))
-    accept = headers.get(b"accept")
-    if accept is not None and not _accepts_json(accept.decode("latin-1")):
-        raise NotAcceptable("accept", got=f"'{clip(accept.decode('latin-1'))}'", expected=JSON)
-
-
-def _check_content_type(value: bytes | None) -> None:
-    if value is None:
-        raise UnsupportedMediaType("missing", expected=JSON)
-    if value == b"application/json":
-        return
-    text = value.decode("latin-1")
-    media_type, *parts = (part.strip().lower() for part in text.split(";"))
-    charsets = [part.partition("=")[2].strip('" ') for part in parts if part.startswith("charset")]
-    if media_type != JSON or any(charset not in ("utf-8", "utf8") for charset in charsets):
-        raise UnsupportedMediaType("type", got=f"'{clip(text)}'", expected=JSON)
-
-
-def _accepts_json(accept: str) -> bool:
-    """Return whether an Accept header takes JSON (RFC 9110, 12.5.1): the most specific range that matches decides."""
-    best = (-1, False)
-    for media_range in accept.lower().split(","):
-        name, *parts = (part.strip() for part in media_range.split(";"))
-        if name in ("*/*", "application/*", JSON):
-            refused = any(part.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for part in parts)
-            best = max(best, ({"*/*": 0, "application/*": 1, JSON: 2}[name], not refused))
-    return best[1] or not accept.strip()
+        chunk: bytes = message.get("body", b"")
+        return chunk
 
 
 async def send_reply(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
     """Send a whole answer."""
-    await send(
-        {
-            "type": "http.response.start",
-            "status": reply.status,
-            "headers": [
-                (b"content-type", reply.media_type.encode()),
-                (b"content-length", b"%d" % sum(map(len, reply.pieces))),
-                *reply.headers,
-                *headers,
-            ],
-        }
-    )
+    await _send_start(send, reply, headers)
     pieces = list(_slices(reply.pieces))
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": pieces[-1] if pieces else b"", "more_body": False})
+
+
+async def send_borrowed(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> bool:
+    """Send an answer whose pieces lie in memory that is to be used again; return whether it can be, all bytes gone."""
+    connection = connection_of(scope)
+    if connection is None:
+        await send_reply(send, reply, headers)
+        return False
+    connection.hold_nothing()
+    try:
+        await _send_start(send, reply, headers)
+        for piece in _slices(reply.pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        # uvicorn waits, before it sends the next piece, until the transport holds no more than it may: here, nothing.
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        connection.hold_as_usual()
+    return True
 
 
 async def refuse_unread(send: Send, reply: Reply, body: RequestBody) -> None:
@@ -148,18 +177,21 @@ async def refuse_unread(send: Send, reply: Reply, body: RequestBody) -> None:
     Some of the body is still read in between: a connection closed on a caller who is still sending is reset, and the
     reset can overtake the answer.
     """
-    reply.headers.append((b"connection", b"close"))
-    reply.headers.append((b"content-length", b"%d" % sum(map(len, reply.pieces))))
-    headers = [(b"content-type", reply.media_type.encode()), *reply.headers]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await _send_start(send, reply, [(b"connection", b"close")])
     await send({"type": "http.response.body", "body": b"".join(reply.pieces), "more_body": True})
     await body.drain()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _slices(pieces: list[bytes]) -> Iterable[bytes]:
+async def _send_start(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    length = b"%d" % sum(map(len, reply.pieces))
+    own = [(b"content-type", reply.media_type.encode()), (b"content-length", length)]
+    await send({"type": "http.response.start", "status": reply.status, "headers": [*own, *reply.headers, *headers]})
+
+
+def _slices(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """Join small pieces and cut large ones."""
-    if sum(map(len, pieces)) <= SLICE_BYTES:
+    if sum(map(len, pieces)) <= KEPT_BYTES:
         yield b"".join(pieces)
         return
     for piece in pieces:

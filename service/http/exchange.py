@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from service import metrics
+from service.http.formats import Format
 
 _SCOPE_KEY = "service.exchange"
 
@@ -40,6 +41,7 @@ class Exchange:
         received: bytes of the body read.
         sent: bytes of the answer's body.
         operator: the operator asked for, `/gradient` appended for its gradient; None on other paths.
+        format: the format of the request.
         rows: how many rows were computed.
     """
 
@@ -50,6 +52,7 @@ class Exchange:
     sent: int = 0
     operator: str | None = None
     rows: int = 0
+    format: Format = "json"
     timing: Timing = field(default_factory=Timing)
     started: float = field(default_factory=time.perf_counter)
 

@@ -28,6 +28,7 @@ class Limits(BaseModel):
     max_json_answer_bytes: int = Field(
         description="Largest JSON answer given, in bytes; reckoned before computing, 16 bytes a float32 (25 a float64)."
     )
+    max_body_bytes: int = Field(description="Largest binary body accepted, in bytes.")
     max_rank: int = Field(description="Largest number of dimensions of a tensor.")
     max_json_depth: int = Field(description="Deepest nesting of JSON, the outer object counted.")
 
@@ -60,6 +61,7 @@ def probe_router(operators: dict[str, Operator], engine: Engine, settings: Setti
     limits = Limits(
         max_json_bytes=settings.max_json_bytes,
         max_json_answer_bytes=settings.max_json_answer_bytes,
+        max_body_bytes=settings.max_body_bytes,
         max_rank=MAX_RANK,
         max_json_depth=MAX_DEPTH,
     )

@@ -61,7 +61,7 @@ class Reply:
 
     status: int
     media_type: str
-    pieces: list[bytes]
+    pieces: list[bytes | memoryview]
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
 
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
+from torch import Tensor
 
 from service import metrics
 from service.engine.batch import Answer
+from service.engine.buffers import BufferPool
 from service.engine.scheduler import Engine
 from service.errors import ERRORS, ContentTooLarge, Draining, Internal, RequestError
-from service.http.body import JSON, ClientDisconnectedError, RequestBody, check_formats, refuse_unread, send_reply
+from service.http.body import RequestBody, refuse_unread, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of
+from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
+from service.http.guard import ClientDisconnectedError
 from service.http.problems import Reply, problem
 from service.http.state import State
 from service.ops.bind import Job, bind, fields_of
 from service.ops.spec import Operator
 from service.settings import Settings
-from service.wire import json_codec
+from service.wire import json_codec, safetensors_codec
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 INLINE_BYTES = 1 << 18
 """Bodies and answers up to this size are decoded and encoded on the event loop; larger ones in a thread."""
@@ -36,7 +45,7 @@ class OperatorEndpoint:
         self._gradient = gradient
         self._fields = fields_of(operator, gradient=gradient)
         self._name = operator.name + ("/gradient" if gradient else "")
-        self._metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=["json"], codes=ERRORS)
+        self._metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=MEDIA_TYPES, codes=ERRORS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
@@ -44,8 +53,7 @@ class OperatorEndpoint:
         body = RequestBody(scope, receive)
         metrics.IN_FLIGHT.inc()
         try:
-            reply = await self._answer(body, exchange)
-            await send_reply(send, reply, [exchange.timing.header()])
+            await self._serve(scope, send, body, exchange)
             metrics.observe_phases(exchange.timing)
         except RequestError as error:
             await self._refuse(error, send, body, exchange)
@@ -61,7 +69,7 @@ class OperatorEndpoint:
         finally:
             metrics.IN_FLIGHT.dec()
             exchange.received = body.received
-            self._metrics.count("json", exchange)
+            self._metrics.count(exchange)
 
     @staticmethod
     async def _refuse(error: RequestError, send: Send, body: RequestBody, exchange: Exchange) -> None:
@@ -69,48 +77,101 @@ class OperatorEndpoint:
         reply = problem(error, exchange.request_id)
         await (refuse_unread(send, reply, body) if body.must_close else send_reply(send, reply))
 
-    async def _answer(self, body: RequestBody, exchange: Exchange) -> Reply:
-        check_formats(body.headers)
-        with self._state.reading():
-            content = await body.read(self._settings.max_json_bytes)
-        timing, started = exchange.timing, time.perf_counter()
-        if len(content) <= INLINE_BYTES:
-            job = self._prepare(content)
-        else:
-            job = await asyncio.to_thread(self._prepare, content)
-        timing.decode = time.perf_counter() - started
-        largest = self._largest_answer(job)
-        with metrics.reserved(len(content) + largest):
-            answer = await self._engine.submit(job)
-            exchange.rows = job.layout.rows
-            timing.queue, timing.compute = answer.queue_seconds, answer.compute_seconds
-            started = time.perf_counter()
-            if largest <= INLINE_BYTES:
-                pieces = self._encode(job, answer)
-            else:
-                pieces = await asyncio.to_thread(self._encode, job, answer)
-        timing.encode = time.perf_counter() - started
-        return Reply(200, JSON, pieces)
+    async def _serve(self, scope: Scope, send: Send, body: RequestBody, exchange: Exchange) -> None:
+        """Answer a request; raises what it is refused with."""
+        exchange.format = request_format(body.headers)
+        wanted = answer_format(body.headers, exchange.format)
+        memory = Borrowed(self._engine.buffers)
+        try:
+            with self._state.reading():
+                content = await self._read(body, exchange.format, memory)
+            timing, started = exchange.timing, time.perf_counter()
+            job = await _where_it_fits(len(content), self._prepare, content, exchange.format, wanted)
+            timing.decode = time.perf_counter() - started
+            size = largest_answer(job, wanted)
+            with metrics.reserved(len(content) + size):
+                memory.answer = await self._engine.submit(job)
+                exchange.rows = job.layout.rows
+                timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
+                started = time.perf_counter()
+                pieces = await _where_it_fits(size, self._encode, job, memory.answer, wanted)
+                timing.encode = time.perf_counter() - started
+                reply = Reply(200, MEDIA_TYPES[wanted], pieces)
+                if wanted == "json":
+                    memory.give_back()
+                    await send_reply(send, reply, [timing.header()])
+                elif await send_borrowed(send, reply, [timing.header()], scope):
+                    del job, pieces, reply, content
+                    memory.give_back()
+        except RequestError:
+            # The engine is done with it. Not so when the task is cancelled: a worker may still write to the memory.
+            memory.give_back()
+            raise
 
-    def _prepare(self, content: bytes) -> Job:
+    async def _read(self, body: RequestBody, request: Format, memory: Borrowed) -> bytes | memoryview:
+        if request == "json":
+            return await body.read(self._settings.max_json_bytes, "json")
+        return await body.read_into_buffer(
+            self._settings.max_body_bytes,
+            "body",
+            memory.take,
+            safetensors_codec.PREFIX_BYTES,
+            safetensors_codec.padding_before,
+        )
+
+    def _prepare(self, content: bytes | memoryview, request: Format, wanted: Format) -> Job:
         """Decode and bind, and see that the answer is not too large before anything is computed."""
-        job = bind(self._operator, json_codec.decode(content, self._fields), gradient=self._gradient)
+        if request == "json":
+            message = json_codec.decode(cast(bytes, content), self._fields)
+        else:
+            message = safetensors_codec.decode(cast(memoryview, content), self._fields)
+        job = bind(self._operator, message, gradient=self._gradient)
         limit = self._settings.max_json_answer_bytes
-        if (size := self._largest_answer(job)) > limit:
+        if wanted == "json" and (size := largest_answer(job, wanted)) > limit:
             raise ContentTooLarge("answer", limit=limit, got=size)
         return job
 
     @staticmethod
-    def _largest_answer(job: Job) -> int:
-        outputs = [(job.shape_of(output), job.dtype_of(output)) for output in job.outputs]
-        return json_codec.largest_answer(outputs, job.options.encoding)
+    def _encode(job: Job, answer: Answer, wanted: Format) -> list[bytes | memoryview]:
+        if wanted == "json":
+            return [*json_codec.encode(answer.tensors, job.options.encoding)]
+        return safetensors_codec.encode(answer.tensors)
 
-    @staticmethod
-    def _encode(job: Job, answer: Answer) -> list[bytes]:
-        try:
-            return json_codec.encode(answer.tensors, job.options.encoding)
-        finally:
-            answer.release()
+
+class Borrowed:
+    """The pooled memory that one request uses: its body's, and its answer's."""
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._buffers: list[Tensor] = []
+        self.answer: Answer | None = None
+
+    def take(self, size: int) -> Tensor:
+        """Lend a uint8 tensor of at least `size` bytes."""
+        self._buffers.append(self._pool.take(size))
+        return self._buffers[-1]
+
+    def give_back(self) -> None:
+        """Give all of it back; nobody may hold a view of it any longer."""
+        if self.answer is not None:
+            self.answer.release()
+        while self._buffers:
+            self._pool.give_back(self._buffers.pop())
+
+
+def largest_answer(job: Job, wanted: Format) -> int:
+    """Return how many bytes the answer can take at most, in a format."""
+    outputs = [(job.shape_of(output), job.dtype_of(output)) for output in job.outputs]
+    if wanted == "json":
+        return json_codec.largest_answer(outputs, job.options.encoding)
+    return safetensors_codec.answer_bytes(outputs)
+
+
+async def _where_it_fits(size: int, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Call a function on `size` bytes: small ones on the event loop, large ones in a thread."""
+    if size <= INLINE_BYTES:
+        return function(*arguments, **options)
+    return await asyncio.to_thread(function, *arguments, **options)
 
 
 def operator_routes(operators: dict[str, Operator], engine: Engine, settings: Settings, state: State) -> list[Route]:

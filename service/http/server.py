@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import multiprocess
 
 from service import metrics
+from service.http.guard import GuardedProtocol
 from service.http.logs import choose_format, configuration
 from service.http.state import State
 from service.settings import Settings
@@ -48,7 +49,7 @@ class Config(uvicorn.Config):
             port=settings.port,
             uds=None if settings.uds is None else str(settings.uds),
             workers=settings.workers,
-            http="httptools",
+            http=GuardedProtocol,
             ws="none",
             proxy_headers=False,
             server_header=False,

@@ -32,6 +32,7 @@ class Job:
         kept: bool [rows], False where a row is skipped; None when all are kept.
         upstream: `grad_output` as [outer, classes, inner], or as float64 in the shape of the loss; None when it is 1.
         outputs: those wanted, in the operator's order.
+        owns_memory: whether the inputs lie in memory that may be overwritten.
     """
 
     operator: Operator
@@ -42,6 +43,7 @@ class Job:
     upstream: Tensor | None
     gradient: bool
     outputs: tuple[Output, ...]
+    owns_memory: bool = False
 
     @property
     def first(self) -> Tensor:
@@ -97,6 +99,7 @@ def bind(operator: Operator, message: Message, *, gradient: bool) -> Job:
         upstream=_bind_upstream(operator, message, request),
         gradient=gradient,
         outputs=_wanted(operator, options, gradient=gradient),
+        owns_memory=message.owns_memory,
     )
 
 

@@ -1,0 +1,182 @@
+"""The HTTP protocol of a connection: uvicorn's, and beside it a way for bodies straight into memory of our own.
+
+uvicorn hands a body over in pieces of up to 64 KiB, each parsed and copied. Here, an endpoint that wants a large body
+in one buffer lends the connection a protocol that does nothing but receive into that buffer, until the last byte; then
+the HTTP protocol, with a new parser, takes the connection back. Another server, or the tests' in-process transport, has
+no such extension: then bodies come the ordinary way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import httptools
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+EXTENSION = "service.connection"
+"""Name of the ASGI extension."""
+
+
+class ClientDisconnectedError(Exception):
+    """The caller has left; there is nobody to answer."""
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with the extension in every scope."""
+
+    _body_bytes = 0
+    """Bytes of the current request's body that went through the parser."""
+
+    def on_message_begin(self) -> None:
+        """Start a request."""
+        super().on_message_begin()
+        self._body_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """Start answering a request; the endpoint finds its connection in the scope."""
+        connection = Connection(self)
+        cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: connection}
+        super().on_headers_complete()
+        connection.cycle = self.cycle
+
+    def on_body(self, body: bytes) -> None:
+        """Count what the parser has seen."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    @property
+    def body_bytes(self) -> int:
+        """How much of the current request's body has come through the parser."""
+        return self._body_bytes
+
+    def take_back(self) -> None:
+        """Go on with the connection after a body that the parser never saw."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.transport.set_protocol(self)
+
+
+class Connection:
+    """The connection of one request, as an endpoint sees it."""
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        self._protocol = protocol
+        self.cycle: RequestResponseCycle = cast(RequestResponseCycle, None)
+        self._receiver: BodyReceiver | None = None
+
+    async def receive_into(self, buffer: memoryview, body_bytes: int) -> None:
+        """Fill `buffer` with the next bytes of a body of `body_bytes` in all.
+
+        Raises ClientDisconnectedError when the caller leaves before.
+        """
+        cycle = self.cycle
+        if cycle.disconnected:
+            raise ClientDisconnectedError
+        if cycle.waiting_for_100_continue:
+            cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        at_hand = min(len(buffer), len(cycle.body))
+        buffer[:at_hand] = cycle.body[:at_hand]
+        del cycle.body[:at_hand]
+        if at_hand == len(buffer):
+            return
+        if self._receiver is None:
+            self._receiver = BodyReceiver(self._protocol, cycle, body_bytes - self._protocol.body_bytes)
+        await self._receiver.receive_into(buffer[at_hand:])
+
+    async def discard(self, most: int) -> None:
+        """Throw away up to `most` more bytes of a body that `receive_into` has begun."""
+        if self._receiver is not None:
+            await self._receiver.discard(most)
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a body is on its way that the parser does not see."""
+        return self._receiver is not None and self._receiver.remaining > 0
+
+    def hold_nothing(self) -> None:
+        """Let each piece of the answer wait until the one before has left, so that its memory can be used again."""
+        self.cycle.transport.set_write_buffer_limits(0)
+
+    def hold_as_usual(self) -> None:
+        """Undo `hold_nothing`."""
+        if not self.cycle.transport.is_closing():
+            self.cycle.transport.set_write_buffer_limits()
+
+
+class BodyReceiver(asyncio.BufferedProtocol):
+    """Receives the rest of one body; the connection belongs to the HTTP protocol before and after."""
+
+    def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle, remaining: int) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self.remaining = remaining
+        self._buffer = memoryview(b"")
+        self._filled: asyncio.Future[None] | None = None
+        protocol.transport.set_protocol(self)
+
+    async def receive_into(self, buffer: memoryview) -> None:
+        """Fill `buffer`, at most what remains of the body."""
+        if self._cycle.disconnected:
+            raise ClientDisconnectedError
+        self._buffer = buffer
+        self._filled = asyncio.get_running_loop().create_future()
+        self._protocol.flow.resume_reading()
+        try:
+            await self._filled
+        finally:
+            self._filled = None
+            if self.remaining:
+                self._protocol.flow.pause_reading()
+
+    async def discard(self, most: int) -> None:
+        """Receive up to `most` bytes and throw them away."""
+        scratch = memoryview(bytearray(1 << 16))
+        while self.remaining and most > 0:
+            part = scratch[: min(len(scratch), self.remaining, most)]
+            await self.receive_into(part)
+            most -= len(part)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Say where the next bytes go: never further than the body reaches."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Note what has come."""
+        self._buffer = self._buffer[nbytes:]
+        self.remaining -= nbytes
+        if len(self._buffer):
+            return
+        if self.remaining:
+            self._protocol.flow.pause_reading()
+        else:
+            self._cycle.more_body = False
+            self._cycle.message_event.set()
+            self._protocol.take_back()
+        if self._filled is not None and not self._filled.done():
+            self._filled.set_result(None)
+
+    def eof_received(self) -> None:
+        """Let the connection close: a body that ends early is never answered."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the endpoint that waits, and the HTTP protocol."""
+        self._protocol.connection_lost(exc)
+        if self._filled is not None and not self._filled.done():
+            self._filled.set_exception(ClientDisconnectedError())
+
+    def pause_writing(self) -> None:
+        """Pass the transport's word on to the answer."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass the transport's word on to the answer."""
+        self._protocol.resume_writing()
+
+
+def connection_of(scope: Scope) -> Connection | None:
+    """Return the connection of a request; None under a server that is not ours."""
+    extensions = scope.get("extensions") or {}
+    return extensions.get(EXTENSION)
