@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -72,7 +72,8 @@ def ulp(size: Exact, dtype: torch.dtype) -> Exact:
     """Return the distance between neighbouring numbers of a type at a given size."""
     info = torch.finfo(dtype)
     _, exponent = np.frexp(np.maximum(np.abs(size), np.longdouble(info.smallest_normal)))
-    return np.ldexp(np.longdouble(info.eps), exponent - 1)
+    distance: Exact = np.ldexp(np.longdouble(info.eps), exponent - 1)
+    return distance
 
 
 def worst_error(got: Tensor, wanted: Exact, size: Exact | None = None) -> float:

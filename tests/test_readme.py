@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 
 from service.ops import OPERATORS
 from service.settings import Settings
+from tests.support.closeness import assert_close
 from tests.support.running import RunningService, running_service
 
 ROOT = Path(__file__).parents[1]
@@ -38,15 +38,6 @@ def service() -> Iterator[RunningService]:
         yield running
 
 
-def rounded(value: Any) -> Any:
-    """Return a JSON value with its numbers to six digits."""
-    if isinstance(value, dict):
-        return {name: rounded(member) for name, member in value.items()}
-    if isinstance(value, list):
-        return [rounded(member) for member in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
 @pytest.mark.parametrize(("command", "answer"), COMMANDS, ids=[path_in(command) for command, _ in COMMANDS])
 def test_a_command_is_answered_as_the_readme_says(
     service: RunningService, command: str, answer: list[tuple[str, str]]
@@ -58,7 +49,7 @@ def test_a_command_is_answered_as_the_readme_says(
 
     done = subprocess.run(["bash", "-c", quiet], capture_output=True, text=True, timeout=60, check=True)
 
-    assert rounded(orjson.loads(done.stdout)) == rounded(orjson.loads(answer[0][1]))
+    assert_close(orjson.loads(done.stdout), orjson.loads(answer[0][1]))
 
 
 @pytest.mark.parametrize(("program", "output"), PROGRAMS)

@@ -179,11 +179,13 @@ def _nested(name: str, raw: memoryview, structure: Structure) -> WireTensor:
         array = cast(simdjson.Array, simdjson.Parser().parse(numeric))
         buffer = array.as_buffer(of_type="i" if is_integral else "d")
     except (ValueError, TypeError, RuntimeError):
-        return _unusual(name, numeric, shape)
-    numbers = np.frombuffer(buffer, np.int64 if is_integral else np.float64).copy()
+        tensor = _unusual(name, numeric, shape)
+    else:
+        numbers = np.frombuffer(buffer, np.int64 if is_integral else np.float64).copy()
+        tensor = WireTensor(torch.from_numpy(numbers).reshape(shape), is_literal=True)
     if numeric is not text:
-        _put_non_finite(numbers, np.frombuffer(text, np.uint8))
-    return WireTensor(torch.from_numpy(numbers).reshape(shape), is_literal=True)
+        _put_non_finite(tensor.values.view(-1).numpy(), np.frombuffer(text, np.uint8))
+    return tensor
 
 
 def _put_non_finite(numbers: NDArray[np.generic], text: NDArray[np.uint8]) -> None:

@@ -142,7 +142,8 @@ ALSO_VALID = {
     "1e20 as JavaScript writes it": (b'{"logits": [100000000000000000000, 0]}', {"probs": [1.0, 0.0]}),
     "2**63": (b'{"logits": [9223372036854775808, 9223372036854775808]}', {"probs": [0.5, 0.5]}),
     "-2**63 - 1": (b'{"logits": [-9223372036854775809, 0.5]}', {"probs": [0.0, 1.0]}),
-    "2**64 as a mask": (b'{"logits": ["-Infinity", 18446744073709551616]}', {"probs": [0.0, 1.0]}),
+    "a mask beside 2**64": (b'{"logits": ["-Infinity", 18446744073709551616]}', {"probs": [0.0, 1.0]}),
+    "a mask beside -(2**64)": (b'{"logits": ["-Infinity", -18446744073709551616]}', {"probs": [0.0, 1.0]}),
     "integers and masks": (b'{"logits": [["-Infinity", 3], [2, 2]]}', {"probs": [[0.0, 1.0], [0.5, 0.5]]}),
     "a million digits": (b'{"logits": [0.' + b"5" * 10**6 + b", 0." + b"5" * 10**6 + b"]}", {"probs": [0.5, 0.5]}),
 }

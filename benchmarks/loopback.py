@@ -1,0 +1,118 @@
+"""The whole service over loopback beside a bare uvicorn application that moves as many bytes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import statistics
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
+
+import orjson
+import torch
+
+SHAPES = ((8, 10), (256, 1000))
+CONNECTIONS = (1, 8)
+START_SECONDS = 60.0
+PATH = "/v1/cross-entropy/gradient"
+
+
+@contextmanager
+def _process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `python -m ...` until the block ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _port_of(server: subprocess.Popen[str]) -> int:
+    """Return the port that a server prints once it listens."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            port = urlsplit(found[0]).port
+            assert port is not None
+            return port
+    raise RuntimeError(f"{server.args!r} ended before it listened")
+
+
+def _body(shape: tuple[int, int]) -> bytes:
+    torch.manual_seed(0)
+    logits = (torch.randn(shape) * 3).numpy()
+    target = torch.randint(shape[1], shape[:1]).numpy()
+    return orjson.dumps({"logits": logits, "target": target}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _answer_bytes(port: int, body: bytes) -> int:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{PATH}", body, headers)
+    with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
+        return len(answer.read())
+
+
+def _request(body: bytes, answer_bytes: int) -> str:
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nX-Answer-Bytes: {answer_bytes}\r\n\r\n"
+    )
+    return base64.b64encode(head.encode() + body).decode()
+
+
+class _Load:
+    """The load generator's process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def rate(self, port: int, request: str, connections: int, seconds: float) -> float:
+        """Return requests per second of one round."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {"port": port, "request": request, "connections": connections, "seconds": seconds}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError("the load generator failed; its message is above")
+        result = json.loads(line)
+        return float(result["requests"] / result["seconds"])
+
+
+def measure(device: torch.device, *, quick: bool) -> None:
+    """Print requests per second of both servers, and which part of the bare one's the service reaches."""
+    rounds, seconds = (3, 0.5) if quick else (7, 1.0)
+    print(f"{'over loopback, JSON, ' + PATH:55}{'body':>12}{'answer':>12}{'bare':>12}{'ours':>12}{'ratio':>8}")
+    with ExitStack() as stack:
+        arguments = ("service", "serve", "--port", "0", "--device", str(device), "--log-level", "warning")
+        service = stack.enter_context(_process(*arguments))
+        bare = stack.enter_context(_process("benchmarks.bare"))
+        load = _Load(stack.enter_context(_process("benchmarks.load")))
+        ports = {"bare": _port_of(bare), "ours": _port_of(service)}
+        for shape in SHAPES:
+            body = _body(shape)
+            answer_bytes = _answer_bytes(ports["ours"], body)
+            request = _request(body, answer_bytes)
+            for connections in CONNECTIONS:
+                rates: dict[str, list[float]] = {name: [] for name in ports}
+                for _ in range(rounds):
+                    for name, port in ports.items():
+                        rates[name].append(load.rate(port, request, connections, seconds))
+                middle = {name: statistics.median(found) for name, found in rates.items()}
+                title = f"{list(shape)} {connections} connection{'s' * (connections > 1)}"
+                print(
+                    f"{title:55}{len(body):>10} B{answer_bytes:>10} B{middle['bare']:>10.0f}/s{middle['ours']:>10.0f}/s"
+                    f"{middle['ours'] / middle['bare']:>7.2f}x",
+                    flush=True,
+                )
