@@ -11,15 +11,40 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import orjson
 import torch
 
-SHAPES = ((8, 10), (256, 1000))
-CONNECTIONS = (1, 8)
+from service.http.formats import MEDIA_TYPES
+from service.wire import safetensors_codec
+
 START_SECONDS = 60.0
-PATH = "/v1/cross-entropy/gradient"
+GRADIENT = "/v1/cross-entropy/gradient"
+LOSS = "/v1/cross-entropy"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of both servers."""
+
+    format: str
+    shape: tuple[int, int]
+    path: str
+    connections: tuple[int, ...]
+
+
+WORKLOADS = (
+    Workload("json", (8, 10), GRADIENT, (1, 8)),
+    Workload("json", (256, 1000), GRADIENT, (1, 8)),
+    Workload("safetensors", (8, 10), LOSS, (1, 32)),
+    Workload("safetensors", (8, 10), GRADIENT, (1, 32)),
+    Workload("safetensors", (256, 1000), LOSS, (1, 8)),
+    Workload("safetensors", (256, 1000), GRADIENT, (1, 8)),
+    Workload("safetensors", (1024, 32000), LOSS, (1,)),
+    Workload("safetensors", (1024, 32000), GRADIENT, (1,)),
+)
 
 
 @contextmanager
@@ -50,23 +75,30 @@ def _port_of(server: subprocess.Popen[str]) -> int:
     raise RuntimeError(f"{server.args!r} ended before it listened")
 
 
-def _body(shape: tuple[int, int]) -> bytes:
+def _body(workload: Workload) -> bytes:
     torch.manual_seed(0)
-    logits = (torch.randn(shape) * 3).numpy()
-    target = torch.randint(shape[1], shape[:1]).numpy()
-    return orjson.dumps({"logits": logits, "target": target}, option=orjson.OPT_SERIALIZE_NUMPY)
+    rows, classes = workload.shape
+    tensors = {"logits": torch.randn(rows, classes) * 3, "target": torch.randint(classes, (rows,))}
+    if workload.format == "safetensors":
+        return b"".join(safetensors_codec.encode(tensors))
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return orjson.dumps(arrays, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _answer_bytes(port: int, body: bytes) -> int:
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{PATH}", body, headers)
+def _media_type(workload: Workload) -> str:
+    return MEDIA_TYPES["safetensors" if workload.format == "safetensors" else "json"]
+
+
+def _answer_bytes(port: int, workload: Workload, body: bytes) -> int:
+    headers = {"Content-Type": _media_type(workload)}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{workload.path}", body, headers)
     with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
         return len(answer.read())
 
 
-def _request(body: bytes, answer_bytes: int) -> str:
+def _request(workload: Workload, body: bytes, answer_bytes: int) -> str:
     head = (
-        f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"POST {workload.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {_media_type(workload)}\r\n"
         f"Content-Length: {len(body)}\r\nX-Answer-Bytes: {answer_bytes}\r\n\r\n"
     )
     return base64.b64encode(head.encode() + body).decode()
@@ -93,26 +125,27 @@ class _Load:
 def measure(device: torch.device, *, quick: bool) -> None:
     """Print requests per second of both servers, and which part of the bare one's the service reaches."""
     rounds, seconds = (3, 0.5) if quick else (7, 1.0)
-    print(f"{'over loopback, JSON, ' + PATH:55}{'body':>12}{'answer':>12}{'bare':>12}{'ours':>12}{'ratio':>8}")
+    print(f"{'over loopback':55}{'body':>12}{'answer':>12}{'bare':>12}{'ours':>12}{'rate':>8}{'time':>8}")
     with ExitStack() as stack:
         arguments = ("service", "serve", "--port", "0", "--device", str(device), "--log-level", "warning")
         service = stack.enter_context(_process(*arguments))
         bare = stack.enter_context(_process("benchmarks.bare"))
         load = _Load(stack.enter_context(_process("benchmarks.load")))
         ports = {"bare": _port_of(bare), "ours": _port_of(service)}
-        for shape in SHAPES:
-            body = _body(shape)
-            answer_bytes = _answer_bytes(ports["ours"], body)
-            request = _request(body, answer_bytes)
-            for connections in CONNECTIONS:
+        for workload in WORKLOADS:
+            body = _body(workload)
+            answer_bytes = _answer_bytes(ports["ours"], workload, body)
+            request = _request(workload, body, answer_bytes)
+            for connections in workload.connections:
                 rates: dict[str, list[float]] = {name: [] for name in ports}
                 for _ in range(rounds):
                     for name, port in ports.items():
                         rates[name].append(load.rate(port, request, connections, seconds))
-                middle = {name: statistics.median(found) for name, found in rates.items()}
-                title = f"{list(shape)} {connections} connection{'s' * (connections > 1)}"
+                bare_rate, our_rate = (statistics.median(rates[name]) for name in ("bare", "ours"))
+                what = "loss" if workload.path == LOSS else "loss and gradient"
+                title = f"{workload.format} {list(workload.shape)} {what}, {connections} connection{'s' * (connections > 1)}"
                 print(
-                    f"{title:55}{len(body):>10} B{answer_bytes:>10} B{middle['bare']:>10.0f}/s{middle['ours']:>10.0f}/s"
-                    f"{middle['ours'] / middle['bare']:>7.2f}x",
+                    f"{title:55}{len(body):>10} B{answer_bytes:>10} B{bare_rate:>10.1f}/s{our_rate:>10.1f}/s"
+                    f"{our_rate / bare_rate:>7.2f}x{bare_rate / our_rate:>7.2f}x",
                     flush=True,
                 )
