@@ -59,22 +59,28 @@ class Engine:
             wanted = min(self._threads, len(execution.blocks)) - 1
             helpers.extend(self._workers.submit(execution.drain) for _ in range(wanted))
             execution.drain()
-            # A helper that never got a worker has nothing left to do; one that runs must end before the result is read.
-            for helper in helpers:
-                helper.cancel()
-            wait(helpers)
-            for helper in helpers:
-                if not helper.cancelled():
-                    helper.result()
+            for helper in self._ended(helpers):
+                helper.result()
             answer = execution.finish()
         except BaseException:
-            wait(helpers)
+            self._ended(helpers)
             execution.abandon()
             raise
         BATCH_ROWS.observe(job.layout.rows)
         answer.queue_seconds = started - submitted
         answer.compute_seconds = time.perf_counter() - started
         return answer
+
+    @staticmethod
+    def _ended(helpers: list[Future[None]]) -> list[Future[None]]:
+        """Cancel the helpers that never got a worker, wait for the others to end, and return those.
+
+        A cancelled future counts as done only once a worker has taken it from the queue: when every worker waits here
+        for its own job's helpers, waiting for those too would never end.
+        """
+        running = [helper for helper in helpers if not helper.cancel()]
+        wait(running)
+        return running
 
     def note_memory(self) -> None:
         """Tell the metrics how much GPU memory is in use; nothing on a CPU."""
