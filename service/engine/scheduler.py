@@ -16,6 +16,9 @@ from service.ops.bind import Job
 INLINE_ELEMENTS = 1 << 16
 """A job of fewer elements is computed right where it is submitted: a thread would cost more than the job."""
 
+ROW_ELEMENTS = 16
+"""A row costs about as much time as this many elements, however short it is."""
+
 WARM_UP_BYTES = 1 << 24
 
 
@@ -42,7 +45,7 @@ class Engine:
 
         Raises NonFinite or UndefinedMean when the values of the request allow no answer.
         """
-        if job.first.numel() <= INLINE_ELEMENTS:
+        if job.first.numel() + ROW_ELEMENTS * job.layout.rows <= INLINE_ELEMENTS:
             return self.compute(job)
         submitted = time.perf_counter()
         return await asyncio.wrap_future(self._workers.submit(self._compute_spread, job, submitted))
