@@ -116,6 +116,18 @@ CASES = [
     ),
     Case(
         errors.MalformedJson,
+        "surrogate",
+        "The body is not valid JSON: a string holds half of a surrogate pair, such as \\ud800, alone.",
+        body=rb'{"a": "\\ud800", "b": "\\\ud800"}',
+    ),
+    Case(
+        errors.MalformedJson,
+        "truncated",
+        "The body is not valid JSON: it ends too early.",
+        body=rb'{"a": "\\ud800", "b": "\\\ud83d\ude00',
+    ),
+    Case(
+        errors.MalformedJson,
         "literal",
         'The body is not valid JSON: NaN at byte 7; write it as a string, "NaN".',
         body=b'{"a": [NaN]}',
