@@ -82,7 +82,8 @@ class Case:
 
     def forms(self) -> list[bool]:
         """Return in which forms tensors are sent: nested, compact."""
-        return [False, True] if self.body is None and self.compact_detail != "" else [False]
+        has_tensors = any(isinstance(value, T) for value in self.change.values())
+        return [False, True] if has_tensors and self.compact_detail != "" else [False]
 
 
 _DTYPES = ", ".join(DTYPES)
