@@ -48,6 +48,7 @@ class Config(uvicorn.Config):
             port=settings.port,
             uds=None if settings.uds is None else str(settings.uds),
             workers=settings.workers,
+            root_path=settings.root_path,
             http="httptools",
             ws="none",
             proxy_headers=False,
