@@ -251,7 +251,7 @@ class Execution:
     def _finished(self, output: Output) -> Tensor:
         dtype, shape = self.job.dtype_of(output), self.job.shape_of(output)
         if output.shape == "scalar":
-            return torch.full((), cast(Denominator, self._denominator).total_weight, dtype=torch.float64).to(dtype)
+            return torch.full((), cast(Denominator, self._denominator).total_weight, dtype=dtype)
         result = self._results[output.name]
         if output.shape == "reduced":
             result = reduction.reduced(
