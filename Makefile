@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test format accuracy bench browser fuzz deploy-check image-check clean
+.PHONY: help serve test format accuracy bench browser fuzz deploy-check image-check mutate clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ deploy-check: $(VENV)/.installed ## check Dockerfile, compose files, rules and d
 
 image-check: ## build the image and run it for real, with compose and Prometheus (needs root)
 	deploy/check-image.sh
+
+mutate: $(VENV)/.installed ## take every check away, one at a time, and see that a test notices
+	$(BIN)/python -m tests.mutate
 
 clean: ## remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info

@@ -51,9 +51,9 @@ def greeting(address: str, settings: Settings) -> str:
     socket_flag = "" if settings.uds is None else f"--unix-socket {settings.uds} "
     return (
         f"\nLoss Service {__version__} is listening. Try it:\n\n"
-        f"  curl {socket_flag}{address}{settings.root_path}/v1/cross-entropy/gradient "
+        f"  curl {socket_flag}{address}/v1/cross-entropy/gradient "
         f"-H 'Content-Type: application/json' \\\n    -d '{example}'\n\n"
-        f"API documentation: {address}{settings.root_path}/docs\n"
+        f"API documentation: {address}/docs\n"
     )
 
 

@@ -56,7 +56,6 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
-        root_path=settings.root_path,
     )
     app.router.routes.extend(operator_routes(operators, engine, settings, state))
     app.include_router(probe_router(operators, engine, settings, state))

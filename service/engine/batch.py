@@ -26,8 +26,8 @@ from service.ops.spec import LossOptions, Output, Rows
 UNCUT_ELEMENTS = 1 << 20
 """A job of fewer elements is one block."""
 
-BLOCK_BYTES = 1 << 20
-"""Bytes of logits in a block, so that it and its results stay in a core's cache."""
+BLOCK_BYTES = 1 << 21
+"""Bytes of logits in a block: small enough for the caches, and large enough that the calls are few."""
 
 CUDA_BLOCK_BYTES = 1 << 26
 """The same on a GPU, where a block must be large enough to fill the device."""
@@ -258,7 +258,7 @@ class Execution:
     def _finished(self, output: Output) -> Tensor:
         dtype, shape = self.job.dtype_of(output), self.job.shape_of(output)
         if output.shape == "scalar":
-            return torch.full((), cast(Denominator, self._denominator).total_weight, dtype=torch.float64).to(dtype)
+            return torch.full((), cast(Denominator, self._denominator).total_weight, dtype=dtype)
         result = self._results[output.name]
         if output.shape == "reduced":
             result = reduction.reduced(

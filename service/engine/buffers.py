@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import OrderedDict
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ ALIGNMENT_BYTES = 1 << 16
 
 
 class BufferPool:
-    """Byte buffers by size, kept up to a total and lent to one user at a time."""
+    """Byte buffers by size, kept up to a total and lent to one user at a time.
+
+    Where a buffer given back finds no room, sizes that nobody has given back for longest make it.
+    """
 
     def __init__(self, most_kept_bytes: int) -> None:
         self._most_kept_bytes = most_kept_bytes
         self._kept_bytes = 0
-        self._kept: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self._kept: OrderedDict[int, list[Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -35,17 +38,26 @@ class BufferPool:
             return torch.empty(size, dtype=torch.uint8)
         size = -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         with self._lock:
-            if self._kept[size]:
-                self._kept_bytes -= size
-                return self._kept[size].pop()
+            if size in self._kept:
+                return self._pop(size)
         return torch.empty(size, dtype=torch.uint8)
 
     def give_back(self, buffer: Tensor) -> None:
         """Take a buffer back; nobody may hold a view of it any longer."""
         size = buffer.numel()
-        if size < SMALLEST_POOLED_BYTES:
+        if not SMALLEST_POOLED_BYTES <= size <= self._most_kept_bytes:
             return
         with self._lock:
-            if self._kept_bytes + size <= self._most_kept_bytes:
-                self._kept[size].append(buffer)
-                self._kept_bytes += size
+            while self._kept_bytes + size > self._most_kept_bytes:
+                self._pop(next(iter(self._kept)))
+            self._kept.setdefault(size, []).append(buffer)
+            self._kept.move_to_end(size)
+            self._kept_bytes += size
+
+    def _pop(self, size: int) -> Tensor:
+        buffers = self._kept[size]
+        buffer = buffers.pop()
+        if not buffers:
+            del self._kept[size]
+        self._kept_bytes -= size
+        return buffer

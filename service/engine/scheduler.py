@@ -16,6 +16,9 @@ from service.ops.bind import Job
 INLINE_ELEMENTS = 1 << 16
 """A job of fewer elements is computed right where it is submitted: a thread would cost more than the job."""
 
+ROW_ELEMENTS = 16
+"""A row costs about as much time as this many elements, however short it is."""
+
 WARM_UP_BYTES = 1 << 24
 
 
@@ -42,7 +45,7 @@ class Engine:
 
         Raises NonFinite or UndefinedMean when the values of the request allow no answer.
         """
-        if job.first.numel() <= INLINE_ELEMENTS:
+        if job.first.numel() + ROW_ELEMENTS * job.layout.rows <= INLINE_ELEMENTS:
             return self.compute(job)
         submitted = time.perf_counter()
         return await asyncio.wrap_future(self._workers.submit(self._compute_spread, job, submitted))
@@ -59,22 +62,28 @@ class Engine:
             wanted = min(self._threads, len(execution.blocks)) - 1
             helpers.extend(self._workers.submit(execution.drain) for _ in range(wanted))
             execution.drain()
-            # A helper that never got a worker has nothing left to do; one that runs must end before the result is read.
-            for helper in helpers:
-                helper.cancel()
-            wait(helpers)
-            for helper in helpers:
-                if not helper.cancelled():
-                    helper.result()
+            for helper in self._ended(helpers):
+                helper.result()
             answer = execution.finish()
         except BaseException:
-            wait(helpers)
+            self._ended(helpers)
             execution.abandon()
             raise
         BATCH_ROWS.observe(job.layout.rows)
         answer.queue_seconds = started - submitted
         answer.compute_seconds = time.perf_counter() - started
         return answer
+
+    @staticmethod
+    def _ended(helpers: list[Future[None]]) -> list[Future[None]]:
+        """Cancel the helpers that never got a worker, wait for the others to end, and return those.
+
+        A cancelled future counts as done only once a worker has taken it from the queue: when every worker waits here
+        for its own job's helpers, waiting for those too would never end.
+        """
+        running = [helper for helper in helpers if not helper.cancel()]
+        wait(running)
+        return running
 
     def note_memory(self) -> None:
         """Tell the metrics how much GPU memory is in use; nothing on a CPU."""

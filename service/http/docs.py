@@ -155,6 +155,17 @@ def path_of(operator: Operator, *, gradient: bool) -> str:
     return f"/v1/{operator.name}" + ("/gradient" if gradient else "")
 
 
+def operation_id(operator: Operator, *, gradient: bool) -> str:
+    """Return the name of an endpoint, as client generators use it: `crossEntropyGradient`."""
+    return _camel_case(describe.schema_name(operator, gradient=gradient))
+
+
+def _camel_case(name: str) -> str:
+    """Return a name without separators. Not with underscores: links into Swagger UI take those for spaces."""
+    first, *others = name.replace("-", "/").split("/")
+    return first[:1].lower() + first[1:] + "".join(other.title() for other in others)
+
+
 def _first_sentence(operator: Operator) -> str:
     sentence = " ".join(operator.doc.strip().split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
     return sentence.removeprefix(f"{operator.title}: ") + "."
@@ -167,7 +178,7 @@ def _place(path: str) -> int:
 
 def _probe(path: str, operation: dict[str, Any]) -> dict[str, Any]:
     """Return what FastAPI says of a probe, with a short name and the headers of its answers."""
-    operation |= {"operationId": path.strip("/").replace("/", "_").removeprefix("v1_"), "tags": [ABOUT]}
+    operation |= {"operationId": _camel_case(path.removeprefix("/v1").strip("/")), "tags": [ABOUT]}
     operation["summary"] = PROBES.get(path, operation["summary"])
     for response in operation["responses"].values():
         response["headers"] = _headers("X-Request-Id")
@@ -186,7 +197,7 @@ def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
         "tags": [operator.title],
         "summary": f"{operator.title} and its gradient" if gradient else operator.title,
         "description": f"{operator.doc.strip()}\n\n{describe.reference(operator, gradient=gradient)}",
-        "operationId": f"{operator.name}{'-gradient' if gradient else ''}".replace("-", "_"),
+        "operationId": operation_id(operator, gradient=gradient),
         "parameters": [
             {
                 "name": "X-Request-Id",

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Draining, Internal
 from service.http.body import send_reply
-from service.http.exchange import Exchange, put_exchange
+from service.http.exchange import Exchange, path_of, put_exchange
 from service.http.logs import log_request
 from service.http.problems import problem
 from service.http.state import State
@@ -49,7 +49,7 @@ class Envelope:
             await send(message)
 
         try:
-            if self._state.is_refusing and not scope["path"].startswith(ALWAYS_ANSWERED):
+            if self._state.is_refusing and not path_of(scope).startswith(ALWAYS_ANSWERED):
                 exchange.code = Draining.code
                 await send_reply(send_enveloped, problem(Draining("draining"), exchange.request_id))
             else:

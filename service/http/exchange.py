@@ -62,6 +62,12 @@ class Exchange:
         return time.perf_counter() - self.started
 
 
+def path_of(scope: Scope) -> str:
+    """Return the path of a request without the prefix that a proxy in front strips."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def put_exchange(scope: Scope, exchange: Exchange) -> None:
     """Make an exchange known to whoever handles the scope."""
     scope[_SCOPE_KEY] = exchange

@@ -10,6 +10,7 @@ import string
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +18,7 @@ from starlette.routing import Route
 
 from service import __version__, describe
 from service.errors import ERRORS, NotFound, RequestError
-from service.http.docs import example_problem, path_of, recorded
+from service.http.docs import example_problem, operation_id, path_of, recorded
 from service.http.problems import STATUS, problem, request_id_of
 from service.ops import OPERATORS
 from service.ops.spec import Operator
@@ -155,8 +156,8 @@ def _operator_card(operator: Operator) -> Markup:
         '<li><h3><a href="docs#/$tag/$id">$title</a></h3>'
         '<p class="formula">$formula</p><p class="formula slope">$gradient</p>'
         '<p class="path"><code>POST /v1/$name</code></p></li>',
-        tag=operator.title.replace(" ", "_"),
-        id=operator.name.replace("-", "_"),
+        tag=quote(operator.title),
+        id=operation_id(operator, gradient=False),
         title=operator.title,
         name=operator.name,
         formula=formula(operator.formula),

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from service import errors
 from service.errors import NAME_LIMIT, MethodNotAllowed, NotFound, RequestError, clip
-from service.http.exchange import exchange_of
+from service.http.exchange import exchange_of, path_of
 from service.ops.spec import Operator
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -98,7 +98,7 @@ def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:
             headers["Allow"] = ", ".join(sorted(allowed))
             error = MethodNotAllowed("method", expected=" or ".join(sorted(allowed)), got=clip(request.method))
         else:
-            error = not_found(request.scope["path"], operators)  # not request.url: it parses the Host header too
+            error = not_found(path_of(request.scope), operators)  # not request.url: it parses the Host header too
         exchange = exchange_of(request.scope)
         exchange.code = error.code
         reply = problem(error, exchange.request_id)

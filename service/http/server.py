@@ -49,6 +49,7 @@ class Config(uvicorn.Config):
             port=settings.port,
             uds=None if settings.uds is None else str(settings.uds),
             workers=settings.workers,
+            root_path=settings.root_path,
             http=GuardedProtocol,
             ws="none",
             proxy_headers=False,

@@ -5,7 +5,7 @@ import { chromium } from "playwright-core";
 
 const [address, executablePath, folder] = process.argv.slice(2);
 const origin = new URL(address).origin;
-const seen = { complaints: [], foreign: [], executed: [], overflowing: [], unfocused: [] };
+const seen = { complaints: [], foreign: [], executed: [], overflowing: [], unfocused: [], closed: [] };
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 
@@ -60,7 +60,7 @@ async function runEveryExample() {
       await execute(page, block, `${id}: ${name}`);
     }
     if (!names.length) await execute(page, block, id);
-    if (id === "cross_entropy") await block.screenshot({ path: join(folder, "docs-operation.png") });
+    if (id === "crossEntropy") await block.screenshot({ path: join(folder, "docs-operation.png") });
     await block.locator(".opblock-summary-control").click();
   }
   await page.close();
@@ -80,6 +80,18 @@ async function walkByKeyboard() {
   await page.close();
 }
 
+async function followLinksToOperators() {
+  const front = await open("/");
+  const addresses = await front.locator(".cards a").evaluateAll((links) => links.map((link) => link.href));
+  await front.close();
+  for (const target of addresses) {
+    const page = await open(target.slice(address.length));
+    const opened = await page.locator(".opblock.is-open").waitFor({ timeout: 5000 }).then(() => true, () => false);
+    if (!opened) seen.closed.push(target);
+    await page.close();
+  }
+}
+
 for (const width of [1280, 390]) {
   for (const colorScheme of ["light", "dark"]) {
     const look = { width, colorScheme };
@@ -90,6 +102,7 @@ for (const width of [1280, 390]) {
   }
 }
 await walkByKeyboard();
+await followLinksToOperators();
 await runEveryExample();
 await browser.close();
 console.log(JSON.stringify(seen));

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from service import describe
+from service.http.docs import operation_id
 from service.ops import OPERATORS
 from tests.support.running import running_service
 
@@ -53,9 +54,13 @@ def test_every_step_of_the_keyboard_is_visible(seen: dict[str, Any]) -> None:
     assert seen["unfocused"] == []
 
 
+def test_links_of_the_front_page_open_the_operator_that_they_name(seen: dict[str, Any]) -> None:
+    assert seen["closed"] == []
+
+
 def test_every_example_is_executed_and_answered(seen: dict[str, Any]) -> None:
     examples = [
-        f"{operator.name.replace('-', '_')}{'_gradient' if gradient else ''}: {example.name}"
+        f"{operation_id(operator, gradient=gradient)}: {example.name}"
         for operator in OPERATORS.values()
         for gradient in (False, True)
         for example in describe.examples(operator, gradient=gradient)

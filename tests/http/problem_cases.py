@@ -82,7 +82,8 @@ class Case:
 
     def forms(self) -> list[bool]:
         """Return in which forms tensors are sent: nested, compact."""
-        return [False, True] if self.body is None and self.compact_detail != "" else [False]
+        has_tensors = any(isinstance(value, T) for value in self.change.values())
+        return [False, True] if has_tensors and self.compact_detail != "" else [False]
 
 
 _DTYPES = ", ".join(DTYPES)
@@ -113,6 +114,18 @@ CASES = [
         "surrogate",
         "The body is not valid JSON: a string holds half of a surrogate pair, such as \\ud800, alone.",
         body=rb'{"a": "\udc00"}',
+    ),
+    Case(
+        errors.MalformedJson,
+        "surrogate",
+        "The body is not valid JSON: a string holds half of a surrogate pair, such as \\ud800, alone.",
+        body=rb'{"a": "\\ud800", "b": "\\\ud800"}',
+    ),
+    Case(
+        errors.MalformedJson,
+        "truncated",
+        "The body is not valid JSON: it ends too early.",
+        body=rb'{"a": "\\ud800", "b": "\\\ud83d\ude00',
     ),
     Case(
         errors.MalformedJson,

@@ -11,7 +11,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-import service.app
 from service.app import create_app
 from service.errors import ERRORS, RequestError
 from service.http.problems import STATUS
@@ -120,14 +119,12 @@ async def test_a_target_beyond_the_classes_reads_as_promised(client: httpx.Async
 
 
 @pytest.mark.anyio
-@pytest.mark.filterwarnings("ignore")
-async def test_a_bug_is_admitted_without_a_word_about_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_is_admitted_without_a_word_about_its_cause() -> None:
     def fail(*_: object) -> None:
         raise ValueError("a secret")
 
     broken = dataclasses.replace(OPERATORS["softmax"], name="broken", forward=fail)
-    monkeypatch.setattr(service.app, "OPERATORS", {"broken": broken})
-    async with client_of(create_app(Settings(threads=1, device="cpu"))) as client:
+    async with client_of(create_app(Settings(threads=1, device="cpu"), {"broken": broken})) as client:
         response = await client.post("/v1/broken", json={"logits": [1.0, 2.0]}, headers={"X-Request-Id": "mine"})
 
     problem = check_problem(response, code="internal")

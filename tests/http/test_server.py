@@ -294,3 +294,12 @@ def _children(pid: int) -> list[int]:
     """Return the worker processes of a supervisor."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [child for child in map(int, children) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_behind_a_prefix_paths_and_suggestions_are_as_without() -> None:
+    with running_service("--root-path", "/loss", "--drain-seconds", "1") as service:
+        ready = httpx.get(service.address + "/health/live")
+        wrong = httpx.post(service.address + "/v1/cros-entropy", json=EXAMPLE).json()
+
+    assert ready.status_code == 200
+    assert wrong["detail"] == "There is no operator 'cros-entropy'; did you mean 'cross-entropy'?"
