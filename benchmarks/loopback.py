@@ -143,7 +143,7 @@ def measure(device: torch.device, *, quick: bool) -> None:
                         rates[name].append(load.rate(port, request, connections, seconds))
                 bare_rate, our_rate = (statistics.median(rates[name]) for name in ("bare", "ours"))
                 what = "loss" if workload.path == LOSS else "loss and gradient"
-                title = f"{workload.format} {list(workload.shape)} {what}, {connections} connection{'s' * (connections > 1)}"
+                title = f"{workload.format} {list(workload.shape)} {what}, {connections} at once"
                 print(
                     f"{title:55}{len(body):>10} B{answer_bytes:>10} B{bare_rate:>10.1f}/s{our_rate:>10.1f}/s"
                     f"{our_rate / bare_rate:>7.2f}x{bare_rate / our_rate:>7.2f}x",

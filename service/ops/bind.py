@@ -79,7 +79,7 @@ def fields_of(operator: Operator, *, gradient: bool) -> Fields:
 
 def bind(operator: Operator, message: Message, *, gradient: bool) -> Job:
     """Check the message against the operator and return the job; raises the first error found."""
-    request = validate(operator, _descriptions(message), message.options, gradient=gradient)
+    request = _validated(operator, message, gradient=gradient)
     options = cast(Options, request)
     tensors: dict[str, Tensor] = {}
     kept: Tensor | None = None
@@ -101,6 +101,29 @@ def bind(operator: Operator, message: Message, *, gradient: bool) -> Job:
         outputs=_wanted(operator, options, gradient=gradient),
         owns_memory=message.owns_memory,
     )
+
+
+def _validated(operator: Operator, message: Message, *, gradient: bool) -> Request:
+    """Return the request model of a message, the one made before for a request that differs in its elements only."""
+    described = tuple(
+        (name, tensor.shape, tensor.kind, tensor.type_name, tensor.is_literal)
+        for name, tensor in message.tensors.items()
+    )
+    # The options as text, because 1, 1.0 and True are equal but not equally valid.
+    key = (operator, gradient, described, repr(message.options))
+    if (known := _known_requests.get(key)) is not None:
+        return known
+    request = validate(operator, _descriptions(message), message.options, gradient=gradient)
+    if len(_known_requests) >= MOST_KNOWN_REQUESTS:
+        _known_requests.clear()
+    _known_requests[key] = request
+    return request
+
+
+MOST_KNOWN_REQUESTS = 1024
+"""So many validated requests are remembered: callers send the same shapes and options again and again."""
+
+_known_requests: dict[object, Request] = {}
 
 
 def _descriptions(message: Message) -> dict[str, TensorDescription]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The shape of an operator's first input, seen as outer x classes x inner; a row is a pair (outer, inner).
 
@@ -20,24 +21,24 @@ class Layout:
     shape: tuple[int, ...]
     class_dim: int
 
-    @property
+    @cached_property
     def classes(self) -> int:
         return self.shape[self.class_dim]
 
-    @property
+    @cached_property
     def outer(self) -> int:
         return math.prod(self.shape[: self.class_dim])
 
-    @property
+    @cached_property
     def inner(self) -> int:
         return math.prod(self.shape[self.class_dim + 1 :])
 
-    @property
+    @cached_property
     def rows_shape(self) -> tuple[int, ...]:
         """The shape without the class dimension."""
         return self.shape[: self.class_dim] + self.shape[self.class_dim + 1 :]
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return self.outer * self.inner
 

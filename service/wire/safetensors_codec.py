@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -43,6 +44,9 @@ MAX_HEADER_BYTES = 1 << 16
 
 MAX_TENSORS = 16
 """Most tensors accepted in a body."""
+
+SHORT_HEADER_BYTES = 1 << 11
+"""Headers up to this length are remembered."""
 
 ALIGNMENT_BYTES = 64
 """What the data of a body is aligned to when there is a choice, and that of an answer within it: a cache line."""
@@ -96,13 +100,24 @@ def decode(body: memoryview, fields: Fields) -> Message:
     size = header_bytes(body, len(body))
     header = bytes(body[PREFIX_BYTES : PREFIX_BYTES + size])
     data = body[PREFIX_BYTES + size :]
-    described, options = _read_header(header, fields)
-    entries = [_entry(name, parts, fields) for name, parts in described.items()]
-    _check_places(entries, len(data))
-    message = Message(options=_options(options, fields), owns_memory=True)
+    read = _read_short if size <= SHORT_HEADER_BYTES else _read
+    entries, options = read(header, fields, len(data))
+    message = Message(options=dict(options), owns_memory=True)
     for entry in entries:
         message.tensors[entry.name] = WireTensor(_view(data[entry.begin : entry.end], entry))
     return message
+
+
+def _read(header: bytes, fields: Fields, data_bytes: int) -> tuple[list[_Entry], dict[str, object]]:
+    """Return the tensors that a header describes, and its options."""
+    described, options = _read_header(header, fields)
+    entries = [_entry(name, parts, fields) for name, parts in described.items()]
+    _check_places(entries, data_bytes)
+    return entries, _options(options, fields)
+
+
+_read_short = lru_cache(maxsize=256)(_read)
+"""The same, remembered: callers send the same header again and again."""
 
 
 def _read_header(header: bytes, fields: Fields) -> tuple[dict[str, object], object]:
