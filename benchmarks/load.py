@@ -1,7 +1,8 @@
 """A load generator in a process of its own: `python -m benchmarks.load`, told what to do in JSON on standard input.
 
 Every line read is one round, {"port", "request" (base64), "connections", "seconds"}; every line written is its result,
-{"requests", "seconds"}. Each connection sends a request, reads the whole answer, and sends the next.
+{"requests", "seconds"}. Each connection sends a request, reads the whole answer, and sends the next: one connection
+with blocking calls, which cost least, several on an event loop.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import base64
 import json
 import re
+import socket
 import sys
 import time
 
@@ -25,16 +27,41 @@ async def _converse(port: int, request: bytes, until: float) -> int:
         while time.perf_counter() < until:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"the server answered {head[:200]!r}")
-            found = CONTENT_LENGTH.search(head)
-            if found is None:
-                raise RuntimeError(f"an answer without its length: {head[:200]!r}")
-            await reader.readexactly(int(found[1]))
+            await reader.readexactly(_body_bytes(head))
             answered += 1
     finally:
         writer.close()
     return answered
+
+
+def _converse_alone(port: int, request: bytes, until: float) -> int:
+    """Do the same with blocking calls, sending and receiving large pieces at once."""
+    answered = 0
+    answer = bytearray(1 << 16)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while answered == 0 or time.perf_counter() < until:
+            connection.sendall(request)
+            filled, size = 0, 0
+            while size == 0 or filled < size:
+                if (received := connection.recv_into(memoryview(answer)[filled:])) == 0:
+                    raise RuntimeError(f"the server closed the connection after {filled} bytes")
+                filled += received
+                if size == 0 and (end := answer.find(b"\r\n\r\n", 0, filled)) >= 0:
+                    size = end + 4 + _body_bytes(bytes(answer[:end]))
+                    if size > len(answer):
+                        answer.extend(bytes(size - len(answer)))
+            answered += 1
+    return answered
+
+
+def _body_bytes(head: bytes) -> int:
+    """Return how long the body after a head is."""
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(f"the server answered {head[:200]!r}")
+    if (found := CONTENT_LENGTH.search(head + b"\r\n")) is None:
+        raise RuntimeError(f"an answer without its length: {head[:200]!r}")
+    return int(found[1])
 
 
 async def _round(port: int, request: bytes, connections: int, seconds: float) -> dict[str, float]:
@@ -48,7 +75,12 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         request = base64.b64decode(order["request"])
-        result = uvloop.run(_round(order["port"], request, order["connections"], order["seconds"]))
+        if order["connections"] == 1:
+            started = time.perf_counter()
+            answered = _converse_alone(order["port"], request, started + order["seconds"])
+            result: dict[str, float] = {"requests": answered, "seconds": time.perf_counter() - started}
+        else:
+            result = uvloop.run(_round(order["port"], request, order["connections"], order["seconds"]))
         print(json.dumps(result), flush=True)
 
 

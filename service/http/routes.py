@@ -30,8 +30,11 @@ from service.wire import json_codec, safetensors_codec
 P = ParamSpec("P")
 T = TypeVar("T")
 
-INLINE_BYTES = 1 << 18
-"""Bodies and answers up to this size are decoded and encoded on the event loop; larger ones in a thread."""
+INLINE_BYTES: dict[Format, int] = {"json": 1 << 18, "safetensors": 1 << 26}
+"""Bodies and answers up to this size are decoded and encoded on the event loop; larger ones in a thread.
+
+Of a binary body only the class indices are looked at.
+"""
 
 
 class OperatorEndpoint:
@@ -86,7 +89,9 @@ class OperatorEndpoint:
             with self._state.reading():
                 content = await self._read(body, exchange.format, memory)
             timing, started = exchange.timing, time.perf_counter()
-            job = await _where_it_fits(len(content), self._prepare, content, exchange.format, wanted)
+            job = await _where_it_fits(
+                len(content) <= INLINE_BYTES[exchange.format], self._prepare, content, exchange.format, wanted
+            )
             timing.decode = time.perf_counter() - started
             size = largest_answer(job, wanted)
             with metrics.reserved(len(content) + size):
@@ -94,7 +99,7 @@ class OperatorEndpoint:
                 exchange.rows = job.layout.rows
                 timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
                 started = time.perf_counter()
-                pieces = await _where_it_fits(size, self._encode, job, memory.answer, wanted)
+                pieces = await _where_it_fits(size <= INLINE_BYTES[wanted], self._encode, job, memory.answer, wanted)
                 timing.encode = time.perf_counter() - started
                 reply = Reply(200, MEDIA_TYPES[wanted], pieces)
                 if wanted == "json":
@@ -167,9 +172,9 @@ def largest_answer(job: Job, wanted: Format) -> int:
     return safetensors_codec.answer_bytes(outputs)
 
 
-async def _where_it_fits(size: int, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Call a function on `size` bytes: small ones on the event loop, large ones in a thread."""
-    if size <= INLINE_BYTES:
+async def _where_it_fits(is_small: bool, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Call a function: for something small on the event loop, else in a thread."""
+    if is_small:
         return function(*arguments, **options)
     return await asyncio.to_thread(function, *arguments, **options)
 
