@@ -25,7 +25,6 @@ from service.errors import (
     MalformedJson,
     MalformedTensor,
     MissingField,
-    ShapeMismatch,
     clip,
     counted,
     element_name,
@@ -276,8 +275,6 @@ def _compact_shape(name: str, raw: memoryview) -> tuple[int, ...]:
     shape = _option(f"{name}/shape", raw)
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name, expected=MAX_RANK)
-    if len(shape) > MAX_RANK:
-        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)
     if math.prod(filter(None, shape)) > MAX_ELEMENTS:  # sizes beside a 0 count too: torch multiplies them all
         raise MalformedTensor("elements", pointer=f"/{name}/shape", name=name, limit=MAX_ELEMENTS)
     return tuple(shape)

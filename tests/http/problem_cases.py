@@ -358,6 +358,13 @@ CASES = [
     Case(
         errors.ShapeMismatch,
         "rank",
+        "'{first}' has 2000 dimensions, but at most 8 are allowed.",
+        "/{first}",
+        {"{first}": compact(shape="[" + "1," * 1999 + "1]", data='"AAAAAA=="')},
+    ),
+    Case(
+        errors.ShapeMismatch,
+        "rank",
         "'weight' has 9 dimensions, but at most 8 are allowed.",
         "/weight",
         {"weight": T([[[[[[[[[0.5]]]]]]]]])},

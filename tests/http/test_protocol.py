@@ -354,6 +354,17 @@ async def test_a_declared_body_over_the_limit_is_refused_before_any_of_it_is_rea
     assert events[:3] == ["http.response.start", "http.response.body", "read"]
 
 
+async def test_a_body_of_unknown_length_is_refused_once_over_the_limit(small: httpx.AsyncClient) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(8):
+            yield b" " * 1024
+
+    response = await small.post("/v1/softmax", content=chunks(), headers=JSON)
+
+    assert check_problem(response, code="content-too-large")["limit"] == 4096
+    assert response.headers["Connection"] == "close"
+
+
 async def test_a_body_of_exactly_the_limit_is_read(small: httpx.AsyncClient) -> None:
     response = await small.post("/v1/softmax", content=BODY.ljust(4096), headers=JSON)
 
