@@ -93,6 +93,7 @@ class RequestBody:
     async def _receive_some(self, prefix: memoryview, size: int, chunks: AsyncIterator[bytes]) -> bytes:
         """Fill `prefix` with the first bytes, and return those that had to be taken along with them."""
         if self._connection is not None:
+            self._waits_for_continue = False
             await self._connection.receive_into(prefix, size)
             self.received = len(prefix)
             return b""

@@ -25,7 +25,6 @@ from service.errors import (
     MalformedJson,
     MalformedTensor,
     MissingField,
-    clip,
     counted,
     element_name,
     element_pointer,
@@ -37,7 +36,6 @@ from service.tensors import (
     NON_FINITE,
     DType,
     Fields,
-    LongText,
     Message,
     WireTensor,
     array_of,
@@ -45,14 +43,11 @@ from service.tensors import (
     tensor_from_bytes,
 )
 from service.wire.json_structure import WHITESPACE, Structure, array_shape, repeated_name, scan
+from service.wire.json_values import kind_of, option, plain_value, unknown_dtype
 
 MEDIA_TYPE = "application/json"
 
-LONGEST_OPTION_BYTES = 4096
-"""No option's text is longer; what is longer is not looked into."""
-
 _members = msgspec.json.Decoder(dict[str, Raw])
-_value = msgspec.json.Decoder()
 _text = msgspec.json.Decoder(str)
 
 
@@ -65,7 +60,7 @@ def decode(body: bytes, fields: Fields) -> Message:
         if name in fields.tensors:
             message.tensors[name] = _tensor(name, raw, structure)
         else:
-            message.options[name] = _option(name, raw)
+            message.options[name] = option(name, raw)
     return message
 
 
@@ -76,7 +71,7 @@ def _split(
     try:
         values = _members.decode(body)
     except msgspec.ValidationError as error:
-        raise MalformedJson("object", got=_kind_of(bytes(body).lstrip()[:1])) from error
+        raise MalformedJson("object", got=kind_of(bytes(body).lstrip()[:1])) from error
     except msgspec.DecodeError as error:
         raise _syntax_error(bytes(body), error) from error
     for name in values:
@@ -129,26 +124,6 @@ def _ends_early(body: bytes) -> bool:
 _SURROGATE = re.compile(rb"\\\\|\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-def _kind_of(first_character: bytes) -> str:
-    """Return what a JSON value is, from the character it begins with."""
-    kinds = {b"{": "an object", b"[": "an array", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}
-    return kinds.get(first_character, "a number")
-
-
-def _option(name: str, raw: memoryview) -> object:
-    if len(raw) > LONGEST_OPTION_BYTES:
-        return LongText("a list" if raw[0] == ord("[") else _kind_of(raw[:1].tobytes()), len(raw))
-    return _plain_value(name, raw)
-
-
-def _plain_value(name: str, raw: memoryview) -> object:
-    """Return a value as Python objects."""
-    try:
-        return _value.decode(raw)
-    except msgspec.DecodeError as error:
-        raise MalformedJson("number", pointer="/" + name, name=name) from error
-
-
 def _tensor(name: str, raw: memoryview, structure: Structure) -> WireTensor:
     first = raw[0]
     if first == ord("["):
@@ -156,10 +131,10 @@ def _tensor(name: str, raw: memoryview, structure: Structure) -> WireTensor:
     if first == ord("{"):
         return _compact(name, raw, structure)
     if first in b"-0123456789":
-        return _from_numbers(name, [cast("int | float", _plain_value(name, raw))], ())
+        return _from_numbers(name, [cast("int | float", plain_value(name, raw))], ())
     if (word := raw.tobytes().strip(b'"').decode()) in NON_FINITE:
         return _from_numbers(name, [NON_FINITE[word]], ())
-    raise DtypeMismatch("tensor", pointer="/" + name, name=name, got=_kind_of(raw[:1].tobytes()))
+    raise DtypeMismatch("tensor", pointer="/" + name, name=name, got=kind_of(raw[:1].tobytes()))
 
 
 def _nested(name: str, raw: memoryview, structure: Structure) -> WireTensor:
@@ -199,7 +174,7 @@ def _unusual(name: str, numeric: bytes, shape: tuple[int, ...]) -> WireTensor:
     """Read what a numeric buffer cannot hold: integers beyond int64 are legal, anything but numbers is not."""
     if _NOT_A_NUMBER.search(numeric):
         raise _not_a_number(name, numeric)
-    values = _plain_value(name, memoryview(numeric))
+    values = plain_value(name, memoryview(numeric))
     for _ in shape[1:]:
         values = list(itertools.chain.from_iterable(cast("list[list[object]]", values)))
     return _from_numbers(name, cast("list[int | float]", values), shape)
@@ -217,7 +192,7 @@ def _not_a_number(name: str, numeric: bytes) -> DtypeMismatch:
         pointer=element_pointer(name, index),
         element=element_name(name, index),
         expected="a number",
-        got=_kind_of(found[0]),
+        got=kind_of(found[0]),
     )
 
 
@@ -258,21 +233,14 @@ def _compact(name: str, raw: memoryview, structure: Structure) -> WireTensor:
 
 
 def _compact_dtype(name: str, raw: memoryview) -> DType:
-    value = _option(f"{name}/dtype", raw)
+    value = option(f"{name}/dtype", raw)
     if isinstance(value, str) and value in DTYPES:
         return DTYPES[value]
-    got = (
-        f"'{clip(value)}'"
-        if isinstance(value, str)
-        else str(value)
-        if isinstance(value, LongText)
-        else _kind_of(raw[:1].tobytes())
-    )
-    raise MalformedTensor("dtype", pointer=f"/{name}/dtype", name=name, got=got, expected=", ".join(DTYPES))
+    raise unknown_dtype(name, raw, DTYPES)
 
 
 def _compact_shape(name: str, raw: memoryview) -> tuple[int, ...]:
-    shape = _option(f"{name}/shape", raw)
+    shape = option(f"{name}/shape", raw)
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name, expected=MAX_RANK)
     if math.prod(filter(None, shape)) > MAX_ELEMENTS:  # sizes beside a 0 count too: torch multiplies them all

@@ -18,20 +18,20 @@ import msgspec
 import torch
 from torch import Tensor
 
-from service.errors import DuplicateField, MalformedTensor, ShapeMismatch, TooDeep, clip, counted
+from service.errors import DuplicateField, MalformedTensor, ShapeMismatch, counted
 from service.tensors import (
     DTYPES,
     MAX_ELEMENTS,
     MAX_RANK,
     DType,
     Fields,
-    LongText,
     Message,
     WireTensor,
     array_of,
     dtype_of,
     tensor_from_bytes,
 )
+from service.wire import json_values
 from service.wire.json_structure import Structure, repeated_name, scan
 
 MEDIA_TYPE = "application/x-safetensors"
@@ -55,12 +55,12 @@ OPTIONS = "__metadata__"
 IGNORED_OPTIONS = ("format",)
 """Keys that libraries write of their own accord."""
 
-LONGEST_OPTION = 4096
+PARTS = {"dtype", "shape", "data_offsets"}
+"""What the description of a tensor has."""
 
 _TYPES = {dtype.safetensors: dtype for dtype in DTYPES.values()}
-_value = msgspec.json.Decoder(dict[str, object])
+_value = msgspec.json.Decoder(dict[str, Any])
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_option_value = msgspec.json.Decoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,57 +111,76 @@ def decode(body: memoryview, fields: Fields) -> Message:
 def _read(header: bytes, fields: Fields, data_bytes: int) -> tuple[list[_Entry], dict[str, object]]:
     """Return the tensors that a header describes, and its options."""
     described, options = _read_header(header, fields)
-    entries = [_entry(name, parts, fields) for name, parts in described.items()]
+    entries = [_entry(name, parts) for name, parts in described.items()]
     _check_places(entries, data_bytes)
-    return entries, _options(options, fields)
+    return entries, {name: _option(name, text) for name, text in options.items() if name not in IGNORED_OPTIONS}
 
 
 _read_short = lru_cache(maxsize=256)(_read)
 """The same, remembered: callers send the same header again and again."""
 
 
-def _read_header(header: bytes, fields: Fields) -> tuple[dict[str, object], object]:
-    """Return the descriptions by name, and the options; the header is JSON without repeated names."""
+def _read_header(header: bytes, fields: Fields) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the descriptions by name, and the options; the header is JSON without repeated names.
+
+    As in JSON, an unknown name is told before a repeated one.
+    """
     try:
         structure = scan(header)
         members = _members.decode(header)
         values = _value.decode(header)
-    except (msgspec.DecodeError, ValueError, TooDeep) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise MalformedTensor("header") from error
     if not header.startswith(b"{"):
         raise MalformedTensor("header")
-    if structure.member_count != len(members):
-        name = clip(repeated_name(header))
-        raise DuplicateField("duplicate", pointer="/" + name, name=name)
-    for (name, text), part in zip(members.items(), structure.members(), strict=True):
-        _check_names_within(name, memoryview(text), values[name], part)
     options = values.pop(OPTIONS, {})
     if len(values) > MAX_TENSORS:
         raise MalformedTensor("count", got=len(values), limit=MAX_TENSORS)
+    for name in values:
+        _check_is_tensor(name, fields)
+    if structure.member_count != len(members):
+        name = repeated_name(header)
+        raise DuplicateField("duplicate", pointer="/" + name, name=name)
+    for (name, text), part in zip(members.items(), structure.members(), strict=True):
+        if name == OPTIONS:
+            _check_options(options, memoryview(text), part, fields)
+        else:
+            _check_description(name, values[name], memoryview(text), part)
     return values, options
 
 
-def _check_names_within(name: str, text: memoryview, value: object, structure: Structure) -> None:
-    """Refuse a name that is repeated in an object of the header."""
-    if not isinstance(value, dict) or structure.member_count == len(value):
-        return
-    repeated = clip(repeated_name(text))
-    if name == OPTIONS:
-        raise DuplicateField("duplicate", pointer="/" + repeated, name=repeated)
-    pointer = f"/{clip(name)}/{repeated}"
-    raise DuplicateField("description", pointer=pointer, tensor=clip(name), name=repeated)
-
-
-def _entry(name: str, parts: object, fields: Fields) -> _Entry:
+def _check_is_tensor(name: str, fields: Fields) -> None:
     if name not in fields.tensors:
         fields.check(name)
         raise MalformedTensor("option-as-tensor", pointer="/" + name, name=name)
-    if not isinstance(parts, dict) or set(parts) != {"dtype", "shape", "data_offsets"}:
+
+
+def _check_options(options: object, text: memoryview, structure: Structure, fields: Fields) -> None:
+    """See that options map strings to strings, that the operator knows them, and that none is repeated."""
+    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+        raise MalformedTensor("options")
+    for name in options:
+        if name not in fields.options and name not in IGNORED_OPTIONS:
+            fields.check(name)
+            raise MalformedTensor("tensor-as-option", pointer="/" + name, name=name)
+    if structure.member_count != len(options):
+        name = repeated_name(text)
+        raise DuplicateField("duplicate", pointer="/" + name, name=name)
+
+
+def _check_description(name: str, parts: object, text: memoryview, structure: Structure) -> None:
+    """See that a description has all its parts, each once, and nothing else."""
+    if not isinstance(parts, dict) or set(parts) != PARTS:
         raise MalformedTensor("description", pointer="/" + name, name=name)
+    if structure.member_count != len(parts):
+        part = repeated_name(text)
+        raise DuplicateField("description", pointer=f"/{name}/{part}", tensor=name, name=part)
+
+
+def _entry(name: str, parts: dict[str, Any]) -> _Entry:
     dtype, shape, offsets = parts["dtype"], parts["shape"], parts["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _TYPES:
-        got = f"'{clip(dtype)}'" if isinstance(dtype, str) else "not a string"
-        raise MalformedTensor("dtype", pointer=f"/{name}/dtype", name=name, got=got, expected=", ".join(_TYPES))
+        raise json_values.unknown_dtype(name, msgspec.json.encode(dtype), _TYPES)
     if not _are_sizes(shape):
         raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name, expected=MAX_RANK)
     if len(shape) > MAX_RANK:
@@ -205,30 +224,11 @@ def _address(data: memoryview) -> int:
     return torch.frombuffer(data, dtype=torch.uint8).data_ptr()
 
 
-def _options(options: object, fields: Fields) -> dict[str, object]:
-    """Return the options: each a string, or JSON where its text begins like a number or a list."""
-    if not isinstance(options, dict) or not all(isinstance(text, str) for text in options.values()):
-        raise MalformedTensor("options")
-    values: dict[str, object] = {}
-    for name, text in options.items():
-        if name in IGNORED_OPTIONS:
-            continue
-        if name not in fields.options or name in fields.tensors:
-            fields.check(name)
-            raise MalformedTensor("tensor-as-option", pointer="/" + name, name=name)
-        values[name] = _option(text)
-    return values
-
-
-def _option(text: str) -> object:
-    if len(text) > LONGEST_OPTION:
-        return LongText("a string", len(text))
-    if text[:1] in tuple("-0123456789["):
-        try:
-            return _option_value.decode(text.encode())
-        except msgspec.DecodeError:
-            return text
-    return text
+def _option(name: str, text: str) -> object:
+    """Return an option's value: the string, or JSON where it begins like a number or a list."""
+    if text[:1] in tuple("-0123456789[") and json_values.is_json(text.encode()):
+        return json_values.option(name, memoryview(text.encode()))
+    return json_values.option(name, memoryview(msgspec.json.encode(text)))
 
 
 def encode(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:

@@ -109,7 +109,7 @@ def test_a_refused_job_gives_its_memory_back() -> None:
     with pytest.raises(NonFinite):
         engine.compute(job)
 
-    assert engine._pool.kept_bytes >= 3000 * 500 * 4
+    assert engine.buffers.kept_bytes >= 3000 * 500 * 4
 
 
 def test_a_request_is_not_written_to() -> None:
