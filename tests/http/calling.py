@@ -16,8 +16,13 @@ from fastapi import FastAPI
 from service.errors import ERRORS
 from service.http.problems import STATUS
 from service.ops import OPERATORS
+from service.tensors import DTYPES
 
 JSON = {"Content-Type": "application/json"}
+SAFETENSORS = {"Content-Type": "application/x-safetensors"}
+
+NESTED, COMPACT, BINARY = FORMS = ("nested", "compact", "safetensors")
+"""The forms in which a request can be written: two of JSON, and safetensors."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -48,7 +53,7 @@ def check_problem(response: httpx.Response, *, code: str | None = None) -> dict[
 
 @dataclass(frozen=True)
 class T:
-    """A tensor that can be written in both forms of JSON."""
+    """A tensor that can be written in every form."""
 
     values: Any
     dtype: str = "float32"
@@ -56,15 +61,17 @@ class T:
     def nested(self) -> str:
         return json.dumps(_named(self.values))
 
-    def compact(self) -> str:
+    @property
+    def shape(self) -> list[int]:
+        return list(np.asarray(self.values, self.dtype).shape)
+
+    def data(self) -> bytes:
         array = np.asarray(self.values, self.dtype)
-        return json.dumps(
-            {
-                "dtype": self.dtype,
-                "shape": list(array.shape),
-                "base64": base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode(),
-            }
-        )
+        return array.astype(array.dtype.newbyteorder("<")).tobytes()
+
+    def compact(self) -> str:
+        text = base64.b64encode(self.data()).decode()
+        return json.dumps({"dtype": self.dtype, "shape": self.shape, "base64": text})
 
 
 def _named(values: Any) -> Any:
@@ -81,6 +88,25 @@ class Text:
     """A value as it stands in a JSON text, valid or not."""
 
     text: str
+
+    @property
+    def option(self) -> str | None:
+        """The same value as an option of a safetensors header, None where it cannot be one.
+
+        A string is not to be read as a number or a list there, and nothing but strings, numbers and lists can be told.
+        """
+        if self.text[0] in "-0123456789[":
+            return self.text
+        value = json.loads(self.text) if self.text[0] == '"' else None
+        return value if isinstance(value, str) and value[:1] not in tuple("-0123456789[") else None
+
+
+@dataclass(frozen=True)
+class Described:
+    """A tensor's description as it stands in a safetensors header, valid or not, and its data."""
+
+    text: str
+    data: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -120,13 +146,54 @@ class Endpoint:
 ENDPOINTS = [Endpoint(name, gradient) for name in OPERATORS for gradient in (False, True)]
 
 
-def body_of(fields: dict[str, object], *, compact: bool = False) -> bytes:
-    """Write a request as JSON; tensors in the form asked for."""
+def body_of(fields: dict[str, object], *, form: str = NESTED) -> bytes:
+    """Write a request in the form asked for."""
+    if form == BINARY:
+        return _safetensors(fields)
     members = []
     for name, value in fields.items():
         if isinstance(value, T):
-            text = value.compact() if compact else value.nested()
+            text = value.compact() if form == COMPACT else value.nested()
         else:
             text = value.text if isinstance(value, Text) else json.dumps(value)
         members.append(f"{json.dumps(name)}: {text}")
     return ("{" + ", ".join(members) + "}").encode()
+
+
+def safetensors_file(header: str | bytes, data: bytes = b"") -> bytes:
+    """Return a safetensors file with a header, right or wrong, and its data."""
+    header = header.encode() if isinstance(header, str) else header
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def _safetensors(fields: dict[str, object]) -> bytes:
+    """Write a request as safetensors by hand: tensors one after the other, everything else as an option."""
+    entries: list[str] = []
+    options: dict[str, str] = {}
+    data = b""
+    for name, value in fields.items():
+        if isinstance(value, T):
+            place = [len(data), len(data) + len(value.data())]
+            dtype = DTYPES[value.dtype].safetensors
+            described = json.dumps({"dtype": dtype, "shape": value.shape, "data_offsets": place})
+            entries.append(f"{json.dumps(name)}: {described}")
+            data += value.data()
+        elif isinstance(value, Described):
+            entries.append(f"{json.dumps(name)}: {value.text}")
+            data += value.data
+        else:
+            text = option_text(value)
+            assert text is not None, "there is no such option in a safetensors header"
+            options[name] = text
+    if options:
+        entries.append(f'"__metadata__": {json.dumps(options)}')
+    return safetensors_file("{" + ", ".join(entries) + "}", data)
+
+
+def option_text(value: object) -> str | None:
+    """Return a value as an option of a safetensors header, None where it cannot be one."""
+    if isinstance(value, Text):
+        return value.option
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, int | float | list) and not isinstance(value, bool) else None

@@ -9,13 +9,30 @@ from typing import Any
 from service import errors
 from service.errors import RequestError
 from service.tensors import DTYPES
-from tests.http.calling import ENDPOINTS, Endpoint, T, Text
+from tests.http.calling import (
+    BINARY,
+    COMPACT,
+    ENDPOINTS,
+    FORMS,
+    NESTED,
+    SAFETENSORS,
+    Described,
+    Endpoint,
+    T,
+    Text,
+    option_text,
+    safetensors_file,
+)
 
 NAN = float("nan")
 
 
 def compact(dtype: str = '"float32"', shape: str = "[2, 3]", data: str = '""', more: str = "") -> Text:
     return Text(f'{{"dtype": {dtype}, "shape": {shape}, "base64": {data}{more}}}')
+
+
+def described(dtype: str = '"F32"', shape: str = "[2, 3]", offsets: str = "[0, 24]", more: str = "") -> Described:
+    return Described(f'{{"dtype": {dtype}, "shape": {shape}, "data_offsets": {offsets}{more}}}', b"\0" * 24)
 
 
 def always(_: Endpoint) -> bool:
@@ -55,7 +72,8 @@ class Case:
     Attributes:
         change: what differs from a valid request; None removes the field.
         body: the whole body instead.
-        compact_detail: the sentence when the tensors are compact, where it differs; "" when only nested ones apply.
+        typed_detail: the sentence when the tensors come with a type, where it differs.
+        only: the forms in which it can be sent, where not in all of those that can carry what is changed.
     """
 
     error: type[RequestError]
@@ -69,7 +87,8 @@ class Case:
     path: str = "{path}"
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
     settings: dict[str, Any] = field(default_factory=dict)
-    compact_detail: str | None = None
+    typed_detail: str | None = None
+    only: tuple[str, ...] = FORMS
 
     @property
     def key(self) -> tuple[str, str]:
@@ -80,13 +99,25 @@ class Case:
         found = [endpoint for endpoint in ENDPOINTS if self.where(endpoint)]
         return found if "{path}" in self.path else found[:1]
 
-    def forms(self) -> list[bool]:
-        """Return in which forms tensors are sent: nested, compact."""
-        has_tensors = any(isinstance(value, T) for value in self.change.values())
-        return [False, True] if has_tensors and self.compact_detail != "" else [False]
+    def forms(self) -> list[str]:
+        """Return in which forms the request is sent."""
+        if self.body is not None:
+            return [NESTED]
+        values = [value for value in self.change.values() if value is not None]
+        if any(isinstance(value, Described) for value in values):
+            return [BINARY]
+        forms = [NESTED]
+        if any(isinstance(value, T) for value in values):
+            forms.append(COMPACT)
+        if all(isinstance(value, T) or option_text(value) is not None for value in values) and "{first}" not in [
+            name for name, value in self.change.items() if isinstance(value, Text)
+        ]:
+            forms.append(BINARY)
+        return [form for form in forms if form in self.only]
 
 
 _DTYPES = ", ".join(DTYPES)
+_TYPES = ", ".join(dtype.safetensors for dtype in DTYPES.values())
 _OPTION_DTYPES = "'float16', 'bfloat16', 'float32' or 'float64'"
 _INT64 = "an integer from -9223372036854775808 to 9223372036854775807"
 _LONG = "x" * 61 + "..."
@@ -248,12 +279,174 @@ CASES = [
         {"target": compact('"uint8"', "[]", '"AAA="')},
         where=losses,
     ),
+    # malformed-tensor, in a safetensors header
+    Case(
+        errors.MalformedTensor,
+        "short",
+        "A safetensors body begins with 8 bytes for the length of its header; this one has 7 bytes.",
+        body=b"\0" * 7,
+        headers=SAFETENSORS,
+    ),
+    Case(
+        errors.MalformedTensor,
+        "long-header",
+        "The safetensors header is 18446744073709551615 bytes long by its first 8 bytes, but at most 65536 are "
+        "allowed.",
+        body=b"\xff" * 8 + b"{}",
+        headers=SAFETENSORS,
+    ),
+    Case(
+        errors.MalformedTensor,
+        "header-beyond",
+        "The safetensors header is 3 bytes long by its first 8 bytes, but only 2 bytes follow.",
+        body=b"\3" + b"\0" * 7 + b"{}",
+        headers=SAFETENSORS,
+    ),
+    *(
+        Case(
+            errors.MalformedTensor,
+            "header",
+            "The safetensors header is not a JSON object.",
+            body=safetensors_file(header),
+            headers=SAFETENSORS,
+        )
+        for header in (b"", b"   ", b"[]", b"{", b" {}", b'{"\xff": 1}')
+    ),
+    Case(
+        errors.MalformedTensor,
+        "count",
+        "The safetensors header describes 17 tensors, but at most 16 are allowed.",
+        body=safetensors_file("{" + ", ".join(f'"{number}": 1' for number in range(17)) + "}"),
+        headers=SAFETENSORS,
+    ),
+    *(
+        Case(
+            errors.MalformedTensor,
+            "description",
+            "The description of '{first}' must have 'dtype', 'shape' and 'data_offsets', and nothing else.",
+            "/{first}",
+            {"{first}": Described(text)},
+        )
+        for text in ("null", "[]", '{"dtype": "F32", "shape": [2]}', described(more=', "order": "C"').text)
+    ),
+    *(
+        Case(
+            errors.MalformedTensor,
+            "dtype",
+            f"The 'dtype' of '{{first}}' must be one of {_TYPES}, but is {got}.",
+            "/{first}/dtype",
+            {"{first}": described(dtype)},
+        )
+        for dtype, got in (
+            ('"F8_E4M3"', "'F8_E4M3'"),
+            ('"float32"', "'float32'"),
+            ("null", "null"),
+            ("1", "a number"),
+            ('"' + "x" * 5000 + '"', "a string of 5002 bytes"),
+        )
+    ),
+    *(
+        Case(
+            errors.MalformedTensor,
+            "shape",
+            "The 'shape' of '{first}' must be a list of at most 8 sizes, each an integer from 0.",
+            "/{first}/shape",
+            {"{first}": described(shape=shape)},
+        )
+        for shape in ("6", "null", "[-6]", "[6.0]", "[true, 6]", '["6"]', "[[6]]")
+    ),
+    Case(
+        errors.MalformedTensor,
+        "elements",
+        "The sizes in the 'shape' of '{first}', zeros apart, multiply to more than 281474976710656.",
+        "/{first}/shape",
+        {"{first}": described(shape="[0, 281474976710657]", offsets="[0, 0]")},
+    ),
+    Case(
+        errors.ShapeMismatch,
+        "rank",
+        "'{first}' has 2000 dimensions, but at most 8 are allowed.",
+        "/{first}",
+        {"{first}": described(shape="[" + "1," * 1999 + "1]", offsets="[0, 4]")},
+    ),
+    Case(
+        errors.MalformedTensor,
+        "option-as-tensor",
+        "'class_dim' is an option and no tensor; options go into the string map of the header.",
+        "/class_dim",
+        {"class_dim": described()},
+    ),
+    Case(
+        errors.MalformedTensor,
+        "tensor-as-option",
+        "'target' is a tensor and no option; tensors are described in the header.",
+        "/target",
+        body=safetensors_file('{"__metadata__": {"target": "[0, 2]"}}'),
+        where=losses,
+        headers=SAFETENSORS,
+    ),
+    *(
+        Case(
+            errors.MalformedTensor,
+            "offsets",
+            "The 'data_offsets' of '{first}' must be two byte positions, the first not after the second.",
+            "/{first}/data_offsets",
+            {"{first}": described(offsets=offsets)},
+        )
+        for offsets in ("null", "[24]", "[0, 24, 48]", "[24, 0]", "[-24, 0]", "[0.0, 24]", "[false, 24]")
+    ),
+    Case(
+        errors.MalformedTensor,
+        "span",
+        "'{first}' needs 24 bytes for its dtype and shape, but its data_offsets span 1 byte.",
+        "/{first}/data_offsets",
+        {"{first}": described(offsets="[0, 1]")},
+    ),
+    Case(
+        errors.MalformedTensor,
+        "place",
+        "'{first}' begins at byte 4 of the data, but must begin at byte 0: tensors follow each other without gaps "
+        "and overlaps.",
+        "/{first}/data_offsets",
+        {"{first}": described(offsets="[4, 28]"), "target": None, "grad_output": None},
+    ),
+    Case(
+        errors.MalformedTensor,
+        "data",
+        "The tensors take 24 bytes, but the data after the safetensors header has 25 bytes.",
+        None,
+        {"{first}": Described(described().text, b"\0" * 25), "target": None, "grad_output": None},
+    ),
+    *(
+        Case(
+            errors.MalformedTensor,
+            "options",
+            "The options in the safetensors header must map strings to strings.",
+            body=safetensors_file(f'{{"__metadata__": {options}}}'),
+            headers=SAFETENSORS,
+        )
+        for options in ("null", "[]", '{"class_dim": 1}', '{"format": null}')
+    ),
     # too-deep
     Case(
         errors.TooDeep,
         "depth",
         "The JSON is nested deeper than 10 levels.",
         body=b'{"a": ' + b"[" * 10 + b"]" * 10 + b"}",
+    ),
+    Case(
+        errors.TooDeep,
+        "depth",
+        "The JSON is nested deeper than 10 levels.",
+        None,
+        {"outputs": Text("[" * 10 + "]" * 10)},
+    ),
+    Case(
+        errors.TooDeep,
+        "depth",
+        "The JSON is nested deeper than 10 levels.",
+        None,
+        {"{first}": Described("[" * 10 + "]" * 10)},
     ),
     # unknown-field
     Case(errors.UnknownField, "unknown", "{owner} has no field 'zzz'; its fields are {fields}.", "/zzz", {"zzz": 1}),
@@ -270,6 +463,14 @@ CASES = [
         f"{{owner}} has no field '{_LONG}'; its fields are {{fields}}.",
         f"/{_LONG}",
         {"x" * 100_000: 1},
+        only=(NESTED,),
+    ),
+    Case(
+        errors.UnknownField,
+        "unknown",
+        f"{{owner}} has no field '{_LONG}'; its fields are {{fields}}.",
+        f"/{_LONG}",
+        {"x" * 10_000: 1},
     ),
     Case(
         errors.UnknownField,
@@ -308,6 +509,38 @@ CASES = [
         "'dtype' appears more than once.",
         "/dtype",
         body=rb'{"encoding": "a\\", "dtype": "x\"y", "\u0064type": [{"outputs": 1, "outputs": 1}], "outputs": null}',
+    ),
+    Case(
+        errors.DuplicateField,
+        "duplicate",
+        "'dtype' appears more than once.",
+        "/dtype",
+        body=safetensors_file(rb'{"__metadata__": {"dtype": "float32", "\u0064type": "float32"}}'),
+        headers=SAFETENSORS,
+    ),
+    Case(
+        errors.DuplicateField,
+        "duplicate",
+        "'target' appears more than once.",
+        "/target",
+        body=safetensors_file('{"target": {"dtype": "I8"}, "target": {}}'),
+        where=losses,
+        headers=SAFETENSORS,
+    ),
+    Case(
+        errors.DuplicateField,
+        "duplicate",
+        "'__metadata__' appears more than once.",
+        "/__metadata__",
+        body=safetensors_file('{"__metadata__": {}, "__metadata__": {}}'),
+        headers=SAFETENSORS,
+    ),
+    Case(
+        errors.DuplicateField,
+        "description",
+        "The description of '{first}' has 'shape' more than once.",
+        "/{first}/shape",
+        {"{first}": described(more=', "shape": [2, 3]')},
     ),
     Case(
         errors.DuplicateField,
@@ -540,14 +773,16 @@ CASES = [
         "floating",
         "'{first}' must hold floating-point numbers, but holds int32.",
         "/{first}",
-        {"{first}": compact('"int32"', "[1]", '"AAAAAA=="')},
+        {"{first}": T([0], "int32")},
+        only=(COMPACT, BINARY),
     ),
     Case(
         errors.DtypeMismatch,
         "floating",
         "'grad_output' must hold floating-point numbers, but holds uint8.",
         "/grad_output",
-        {"grad_output": compact('"uint8"', "[]", '"AA=="')},
+        {"grad_output": T(0, "uint8")},
+        only=(COMPACT, BINARY),
         where=lambda endpoint: endpoint.gradient and endpoint.is_loss,
     ),
     Case(
@@ -557,7 +792,7 @@ CASES = [
         "/target",
         {"target": T([0.0, 1.5])},
         where=losses,
-        compact_detail="'target' must hold class indices, which are integers, but holds float32.",
+        typed_detail="'target' must hold class indices, which are integers, but holds float32.",
     ),
     Case(
         errors.DtypeMismatch,
@@ -565,7 +800,8 @@ CASES = [
         "'target' has the shape of 'logits', so it must hold class probabilities as floating-point numbers, but holds "
         "int64.",
         "/target",
-        {"target": Text(T([[0, 1, 0], [1, 0, 0]], "int64").compact())},
+        {"target": T([[0, 1, 0], [1, 0, 0]], "int64")},
+        only=(COMPACT, BINARY),
         where=cross_entropy,
     ),
     Case(
@@ -574,7 +810,7 @@ CASES = [
         "{first}[1, 0] is -70000, which float16 cannot hold; ask for a wider 'dtype'.",
         "/{first}/1/0",
         {"{first}": T([[0.5, float("inf"), 1.0], [-70000.0, 0.0, 70000.0]]), "dtype": "float16"},
-        compact_detail="",
+        only=(NESTED,),
     ),
     Case(
         errors.DtypeMismatch,
@@ -583,7 +819,7 @@ CASES = [
         "/weight/2",
         {"weight": T([1, 2, 10**39])},
         where=losses,
-        compact_detail="",
+        only=(NESTED,),
     ),
     # invalid-option
     *(
@@ -758,7 +994,7 @@ CASES = [
         "/target/0",
         {"target": T([10**30, 10**40])},
         where=losses,
-        compact_detail="",
+        only=(NESTED,),
     ),
     # non-finite
     Case(
@@ -789,34 +1025,43 @@ CASES = [
     # content-too-large
     Case(
         errors.ContentTooLarge,
-        "body",
-        "The body is larger than the 1024 bytes allowed for application/json; numbers take least room in compact "
-        "base64 tensors.",
+        "json",
+        "The body is larger than the 1024 bytes allowed for application/json; send large tensors as "
+        "application/x-safetensors.",
         body=b" " * 1025,
         settings={"max_json_bytes": 1024},
     ),
     Case(
         errors.ContentTooLarge,
+        "body",
+        "The body is larger than the 1024 bytes allowed.",
+        body=b" " * 1025,
+        headers=SAFETENSORS,
+        settings={"max_body_bytes": 1024},
+    ),
+    Case(
+        errors.ContentTooLarge,
         "answer",
         "The answer could take 1730 bytes, but at most 1024 are allowed for application/json; "
-        '"encoding": "base64" or fewer outputs make it smaller.',
+        "large answers come as application/x-safetensors (say so in Accept).",
         None,
         {"logits": T([[0.5] * 100])},
         where=lambda endpoint: endpoint == Endpoint("softmax", gradient=False),
+        headers={"Content-Type": "application/json", "Accept": "application/json"},
         settings={"max_json_answer_bytes": 1024},
     ),
     # what HTTP says around the body
     Case(
         errors.UnsupportedMediaType,
         "missing",
-        "The request has no Content-Type; it must be application/json.",
+        "The request has no Content-Type; it must be application/json or application/x-safetensors.",
         headers={},
         body=b"{}",
     ),
     Case(
         errors.UnsupportedMediaType,
         "type",
-        "The Content-Type is 'text/plain', but it must be application/json.",
+        "The Content-Type is 'text/plain', but it must be application/json or application/x-safetensors.",
         headers={"Content-Type": "text/plain"},
         body=b"{}",
     ),
@@ -830,9 +1075,8 @@ CASES = [
     Case(
         errors.NotAcceptable,
         "accept",
-        "The Accept header is 'text/csv', but the answer can only be application/json.",
+        "The Accept header is 'text/csv', but the answer can only be application/json or application/x-safetensors.",
         headers={"Content-Type": "application/json", "Accept": "text/csv"},
-        body=b"{}",
     ),
     Case(errors.NotFound, "path", "There is nothing at this path; see /docs.", method="GET", path="/nothing"),
     Case(

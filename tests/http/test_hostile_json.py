@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.app import create_app
 from service.settings import Settings
-from tests.http.calling import ENDPOINTS, JSON, Endpoint, body_of, check_problem, client_of
+from tests.http.calling import COMPACT, ENDPOINTS, JSON, NESTED, Endpoint, body_of, check_problem, client_of
 
 DEPTHS = (11, 12, 200, 1024, 10**5, 10**6)
 
@@ -230,7 +230,7 @@ FRAGMENTS = [
 def mutated_bodies(draw: st.DrawFn) -> tuple[Endpoint, bytes]:
     """Return a valid body with up to three pieces cut out, doubled or replaced."""
     endpoint = draw(st.sampled_from(ENDPOINTS))
-    body = body_of(endpoint.valid(), compact=draw(st.booleans()))
+    body = body_of(endpoint.valid(), form=draw(st.sampled_from([NESTED, COMPACT])))
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(body)))
         end = min(len(body), start + draw(st.sampled_from([0, 1, 1, 2, 5, 20])))

@@ -16,7 +16,16 @@ from service.errors import ERRORS, RequestError
 from service.http.problems import STATUS
 from service.ops import OPERATORS
 from service.settings import Settings
-from tests.http.calling import JSON, Endpoint, body_of, check_problem, client_of
+from tests.http.calling import (
+    BINARY,
+    JSON,
+    NESTED,
+    SAFETENSORS,
+    Endpoint,
+    body_of,
+    check_problem,
+    client_of,
+)
 from tests.http.problem_cases import CASES, Case
 
 OTHERWISE_PROVOKED = {("internal", "bug"), ("draining", "draining")}
@@ -26,9 +35,9 @@ OTHERWISE_PROVOKED = {("internal", "bug"), ("draining", "draining")}
 def _requests() -> Iterator[Any]:
     for case in CASES:
         for endpoint in case.endpoints:
-            for compact in case.forms():
-                name = f"{case.error.code}:{case.sentence}-{endpoint.path[4:]}{'-compact' if compact else ''}"
-                yield pytest.param(case, endpoint, compact, id=name)
+            for form in case.forms():
+                name = f"{case.error.code}:{case.sentence}-{endpoint.path[4:]}{'' if form == NESTED else '-' + form}"
+                yield pytest.param(case, endpoint, form, id=name)
 
 
 def filled(value: Any, endpoint: Endpoint) -> Any:
@@ -64,23 +73,21 @@ async def client_for(app: FastAPI) -> AsyncIterator[Any]:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("case", "endpoint", "compact"), list(_requests()))
+@pytest.mark.parametrize(("case", "endpoint", "form"), list(_requests()))
 async def test_a_wrong_request_is_refused_with_its_sentence(
-    client_for: Any, case: Case, endpoint: Endpoint, compact: bool
+    client_for: Any, case: Case, endpoint: Endpoint, form: str
 ) -> None:
-    body = case.body
+    body, headers = case.body, case.headers | (SAFETENSORS if form == BINARY else {})
     if body is None:
         changed = {filled(name, endpoint): filled(value, endpoint) for name, value in case.change.items()}
         fields = {name: value for name, value in (endpoint.valid() | changed).items() if value is not None}
-        body = body_of(fields, compact=compact)
+        body = body_of(fields, form=form)
 
-    response = await client_for(case).request(
-        case.method, filled(case.path, endpoint), content=body, headers=case.headers
-    )
+    response = await client_for(case).request(case.method, filled(case.path, endpoint), content=body, headers=headers)
 
     problem = check_problem(response, code=case.error.code)
     assert problem["detail"] == filled(
-        case.compact_detail if compact and case.compact_detail else case.detail, endpoint
+        case.typed_detail if form != NESTED and case.typed_detail else case.detail, endpoint
     )
     assert problem.get("pointer") == filled(case.pointer, endpoint)
 
