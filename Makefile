@@ -39,8 +39,10 @@ browser: $(VENV)/.installed ## drive the pages in headless Chromium
 	npm install --no-save --no-audit --no-fund --silent --prefix tests/browser
 	$(BIN)/pytest -m browser
 
-fuzz: $(VENV)/.installed ## generated bad input against a running service
+fuzz: $(VENV)/.installed ## generated bad input: to a running service, and guided by coverage to the safetensors reader
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/pytest -m fuzz
+	$(BIN)/python -m tests.fuzz_safetensors
 
 deploy-check: $(VENV)/.installed ## check Dockerfile, compose files, rules and dashboard
 	deploy/check.sh
