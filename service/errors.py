@@ -112,8 +112,10 @@ class MalformedTensor(RequestError):
     code = "malformed-tensor"
     title = "A tensor contradicts its own description"
     mend = (
-        'A compact tensor is {"dtype": "float32", "shape": [2, 3], "base64": "..."}: a known type, a list of sizes, '
-        "and the base64 (with padding) of exactly that many little-endian values in row-major order."
+        'In JSON a compact tensor is {"dtype": "float32", "shape": [2, 3], "base64": "..."}: a known type, a list of '
+        "sizes, and the base64 (with padding) of exactly that many little-endian values in row-major order. In a "
+        "safetensors body each tensor is described by its type, its shape and where its bytes are; the tensors follow "
+        "each other and are the whole of the data, as the libraries write them."
     )
     sentences = {
         "dtype": "The 'dtype' of '{name}' must be one of {expected}, but is {got}.",
@@ -293,7 +295,10 @@ class UndefinedMean(RequestError):
 class ContentTooLarge(RequestError):
     code = "content-too-large"
     title = "The body or its answer is larger than the limit"
-    mend = "Cut the batch (GET /v1/limits tells the limits), or ask for fewer outputs."
+    mend = (
+        "Send and accept application/x-safetensors, whose limit is far higher than that of JSON, cut the batch "
+        "(GET /v1/limits tells the limits), or ask for fewer outputs."
+    )
     sentences = {
         "json": (
             "The body is larger than the {limit} bytes allowed for application/json; "

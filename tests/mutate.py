@@ -26,8 +26,11 @@ MODULES = (
     "service/ops/bind.py",
     "service/wire/json_codec.py",
     "service/wire/json_structure.py",
+    "service/wire/json_values.py",
+    "service/wire/safetensors_codec.py",
     "service/tensors.py",
     "service/http/body.py",
+    "service/http/formats.py",
 )
 
 TESTS = ("tests/http/test_sentences.py", "tests/http/test_protocol.py", "tests/wire", "tests/http/test_hostile_json.py")

@@ -17,6 +17,8 @@ from service import describe
 from service.errors import ERRORS, RequestError
 from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS
 from service.ops.spec import Operator
+from service.tensors import DTYPES, MAX_RANK
+from service.wire import json_codec, safetensors_codec
 
 DESCRIPTION = """\
 Batched **softmax, log-softmax, negative log-likelihood and cross-entropy, with their gradients**, exactly as
@@ -28,6 +30,12 @@ gradient in one pass. Names and meaning of the options follow `torch.nn.function
 **Tensors.** A tensor is a nested array of numbers, or compact: `{"dtype": "float32", "shape": [2, 3], "base64": "..."}`
 with little-endian bytes in row-major order. A single number is a tensor without dimensions. Non-finite numbers are the
 strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
+
+**Formats.** `application/json`, and `application/x-safetensors` for bodies of any size: the
+[safetensors](https://github.com/huggingface/safetensors) file format, tensors by name, options in `__metadata__`, where
+a value is the string itself, or JSON for numbers and lists. Same request, same numbers, same errors. The answer is in
+the format of the request unless `Accept` asks for the other (RFC 9110, 12.5.1: `*/*` and `application/*` mean the
+format of the request, and `;q=` says what is liked better).
 
 **Errors** are `application/problem+json` (RFC 9457). Each says in `detail` what is wrong, in `pointer` where, and in
 `expected` and `got` what was wanted and what came; `type` is the address of a page that says how to mend the request.
@@ -65,6 +73,36 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         "request_id": {"type": "string", "description": "The X-Request-Id of the answer."},
     },
 }
+
+SAFETENSORS_SCHEMAS: dict[str, dict[str, Any]] = {
+    "SafetensorsRequest": {
+        "type": "string",
+        "format": "binary",
+        "title": "SafetensorsRequest",
+        "description": f"""\
+A safetensors file: 8 bytes with the length of the header (an unsigned integer, little-endian), the header, and the
+data.
+
+- The header is one JSON object of at most {safetensors_codec.MAX_HEADER_BYTES} bytes that begins with `{{`. It
+  describes each tensor by name, `"logits": {{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}`: its type, its
+  shape, and where its bytes begin and end in the data. Sizes and positions are integers from 0; a tensor has at most
+  {MAX_RANK} dimensions.
+- Types: {", ".join(dtype.safetensors for dtype in DTYPES.values())}. Values are little-endian and row-major.
+- The tensors lie one after the other and are the whole of the data: no gap, no overlap, nothing after them.
+- Options stand in the header under `__metadata__`, strings to strings: `"reduction": "sum"`; a number or a list is
+  written as its JSON, `"class_dim": "-1"`, `"outputs": "[\\"loss\\"]"`. The key `format`, which libraries write, is
+  ignored. `dtype` has no effect, since the tensors have their types; `encoding` is for answers in JSON.
+- Names stand once, as in JSON.""",
+    },
+    "SafetensorsAnswer": {
+        "type": "string",
+        "format": "binary",
+        "title": "SafetensorsAnswer",
+        "description": "A safetensors file with the outputs by name; a single number has the shape `[]`. The types are "
+        "those of the table, and half types come back as they went.",
+    },
+}
+"""What there is to say of binary bodies; their bytes have no schema."""
 
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
@@ -130,6 +168,7 @@ def build_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> dict[str, 
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas.update(describe.tensor_schemas())
+    schemas |= SAFETENSORS_SCHEMAS
     schemas["Problem"] = PROBLEM_SCHEMA
     components["headers"] = HEADERS
     components["responses"] = _problem_responses()
@@ -204,18 +243,19 @@ def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
                 "in": "header",
                 "description": "Echoed in the answer; made when absent or not of this form.",
                 "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
-            }
+            },
         ],
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {
+                json_codec.MEDIA_TYPE: {
                     "schema": {"$ref": f"#/components/schemas/{name}Request"},
                     "examples": {
                         key: {"summary": example.summary, "value": dict(example.request)}
                         for key, example in examples.items()
                     },
-                }
+                },
+                safetensors_codec.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/SafetensorsRequest"}},
             },
         },
         "responses": {
@@ -223,14 +263,15 @@ def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
                 "description": "The outputs asked for, in the order of the table.",
                 "headers": _headers("X-Request-Id", "Server-Timing"),
                 "content": {
-                    "application/json": {
+                    json_codec.MEDIA_TYPE: {
                         "schema": {"$ref": f"#/components/schemas/{name}Answer"},
                         "examples": {
                             key: {"summary": example.summary, "value": answers[key]}
                             for key, example in examples.items()
                             if key in answers
                         },
-                    }
+                    },
+                    safetensors_codec.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/SafetensorsAnswer"}},
                 },
             },
             **{status: {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _by_status()},

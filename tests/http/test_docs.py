@@ -14,9 +14,12 @@ from service import describe
 from service.app import create_app
 from service.errors import ERRORS
 from service.http.docs import NOT_OF_OPERATORS, example_problem, path_of, recorded
+from service.http.formats import MEDIA_TYPES
 from service.http.problems import STATUS
 from service.ops import OPERATORS
 from service.settings import Settings
+from service.tensors import DTYPES
+from service.wire.safetensors_codec import MAX_HEADER_BYTES
 from tests.http.record_examples import record
 from tests.support.closeness import assert_close
 
@@ -91,6 +94,23 @@ def test_an_endpoint_documents_every_error_under_its_status(
     assert documented == {(error.code, status) for error, status in STATUS.items()} - {
         (code, STATUS[ERRORS[code]]) for code in NOT_OF_OPERATORS
     }
+
+
+@pytest.mark.parametrize(("operator", "gradient"), ENDPOINTS)
+def test_an_endpoint_documents_every_format_in_and_out(document: dict[str, Any], operator: Any, gradient: bool) -> None:
+    post = document["paths"][path_of(operator, gradient=gradient)]["post"]
+
+    assert set(post["requestBody"]["content"]) == set(MEDIA_TYPES.values())
+    assert set(post["responses"]["200"]["content"]) == set(MEDIA_TYPES.values())
+    assert "`Accept`" in document["info"]["description"]
+
+
+def test_the_binary_format_is_documented_with_its_types_and_limits(document: dict[str, Any]) -> None:
+    text = document["components"]["schemas"]["SafetensorsRequest"]["description"]
+
+    assert all(dtype.safetensors in text for dtype in DTYPES.values())
+    assert str(MAX_HEADER_BYTES) in text
+    assert "__metadata__" in text
 
 
 def test_the_document_is_valid_and_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
