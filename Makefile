@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test format accuracy bench browser fuzz deploy-check image-check mutate clean
+.PHONY: help serve test format accuracy bench memory browser fuzz deploy-check image-check mutate clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ accuracy: $(VENV)/.installed ## print the largest errors beside torch's own
 
 bench: $(VENV)/.installed ## print the speed beside torch, a bare server and pydantic
 	$(BIN)/python -m benchmarks.bench
+
+memory: $(VENV)/.installed ## print the memory of large binary requests
+	$(BIN)/python -m benchmarks.memory
 
 browser: $(VENV)/.installed ## drive the pages in headless Chromium
 	npm install --no-save --no-audit --no-fund --silent --prefix tests/browser

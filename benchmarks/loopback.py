@@ -48,7 +48,7 @@ WORKLOADS = (
 
 
 @contextmanager
-def _process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m ...` until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -64,7 +64,7 @@ def _process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.wait()
 
 
-def _port_of(server: subprocess.Popen[str]) -> int:
+def port_of(server: subprocess.Popen[str]) -> int:
     """Return the port that a server prints once it listens."""
     assert server.stdout is not None
     for line in server.stdout:
@@ -128,10 +128,10 @@ def measure(device: torch.device, *, quick: bool) -> None:
     print(f"{'over loopback':55}{'body':>12}{'answer':>12}{'bare':>12}{'ours':>12}{'rate':>8}{'time':>8}")
     with ExitStack() as stack:
         arguments = ("service", "serve", "--port", "0", "--device", str(device), "--log-level", "warning")
-        service = stack.enter_context(_process(*arguments))
-        bare = stack.enter_context(_process("benchmarks.bare"))
-        load = _Load(stack.enter_context(_process("benchmarks.load")))
-        ports = {"bare": _port_of(bare), "ours": _port_of(service)}
+        service = stack.enter_context(process(*arguments))
+        bare = stack.enter_context(process("benchmarks.bare"))
+        load = _Load(stack.enter_context(process("benchmarks.load")))
+        ports = {"bare": port_of(bare), "ours": port_of(service)}
         for workload in WORKLOADS:
             body = _body(workload)
             answer_bytes = _answer_bytes(ports["ours"], workload, body)

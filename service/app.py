@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service import __version__
+from service.engine.buffers import trim
 from service.engine.device import choose_device
 from service.engine.scheduler import Engine
 from service.http.docs import install_openapi
@@ -26,6 +27,22 @@ from service.settings import Settings
 logger = logging.getLogger("service")
 
 
+UNUSED_SECONDS = 2.0
+"""How long a pooled buffer lies unused before its memory is handed back."""
+
+TIDY_BYTES = 1 << 24
+"""Once so much has been handled and nothing is in flight, what the C library keeps of it is handed back, too."""
+
+
+async def _hand_memory_back(engine: Engine, state: State) -> None:
+    while True:
+        await asyncio.sleep(UNUSED_SECONDS / 2)
+        dropped = engine.buffers.drop_unused(UNUSED_SECONDS)
+        if dropped or (state.handled_bytes >= TIDY_BYTES and not state.in_flight):
+            state.handled_bytes = 0
+            await asyncio.to_thread(trim)
+
+
 def create_app(settings: Settings | None = None, operators: Mapping[str, Operator] = OPERATORS) -> FastAPI:
     """Return the application, with its engine; raises DeviceUnavailableError when the device is not there."""
     settings = settings or Settings()
@@ -36,7 +53,9 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         self_test = asyncio.create_task(_become_ready(engine, state))
+        tidying = asyncio.create_task(_hand_memory_back(engine, state))
         yield
+        tidying.cancel()
         await self_test
         await asyncio.to_thread(engine.close)
 

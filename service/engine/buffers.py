@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
+import time
 from collections import OrderedDict
 
 import torch
@@ -25,6 +28,7 @@ class BufferPool:
         self._most_kept_bytes = most_kept_bytes
         self._kept_bytes = 0
         self._kept: OrderedDict[int, list[Tensor]] = OrderedDict()
+        self._last_used: dict[int, float] = {}
         self._lock = threading.Lock()
 
     @property
@@ -39,6 +43,7 @@ class BufferPool:
         size = -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         with self._lock:
             if size in self._kept:
+                self._last_used[size] = time.monotonic()
                 return self._pop(size)
         return torch.empty(size, dtype=torch.uint8)
 
@@ -52,7 +57,19 @@ class BufferPool:
                 self._pop(next(iter(self._kept)))
             self._kept.setdefault(size, []).append(buffer)
             self._kept.move_to_end(size)
+            self._last_used[size] = time.monotonic()
             self._kept_bytes += size
+
+    def drop_unused(self, seconds: float) -> int:
+        """Let go of the sizes that nobody has used for so long; return how many bytes those were."""
+        limit = time.monotonic() - seconds
+        with self._lock:
+            before = self._kept_bytes
+            for size in [size for size in self._kept if self._last_used[size] <= limit]:
+                while size in self._kept:
+                    self._pop(size)
+            self._last_used = {size: self._last_used[size] for size in self._kept}
+            return before - self._kept_bytes
 
     def _pop(self, size: int) -> Tensor:
         buffers = self._kept[size]
@@ -61,3 +78,9 @@ class BufferPool:
             del self._kept[size]
         self._kept_bytes -= size
         return buffer
+
+
+def trim() -> None:
+    """Hand freed memory back to the system, where the C library keeps it otherwise (glibc)."""
+    if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        malloc_trim(0)

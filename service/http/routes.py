@@ -55,6 +55,7 @@ class OperatorEndpoint:
         exchange.operator = self._name
         body = RequestBody(scope, receive)
         metrics.IN_FLIGHT.inc()
+        self._state.in_flight += 1
         try:
             await self._serve(scope, send, body, exchange)
             metrics.observe_phases(exchange.timing)
@@ -72,6 +73,8 @@ class OperatorEndpoint:
         finally:
             metrics.IN_FLIGHT.dec()
             exchange.received = body.received
+            self._state.in_flight -= 1
+            self._state.handled_bytes += exchange.received + exchange.sent
             self._metrics.count(exchange)
 
     @staticmethod

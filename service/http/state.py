@@ -22,6 +22,10 @@ class State:
     readiness: Literal["starting", "ok", "failed", "draining"] = "starting"
     is_draining: bool = False
     is_refusing: bool = False
+    in_flight: int = 0
+    """Requests to operators being worked on."""
+    handled_bytes: int = 0
+    """Bytes of bodies and answers since memory was last handed back."""
     _reading: set[asyncio.Task[object]] = field(default_factory=set)
 
     def begin_draining(self) -> None:

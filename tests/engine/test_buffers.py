@@ -114,3 +114,14 @@ def test_threads_never_hold_the_same_buffer() -> None:
 
     assert not clashes
     assert pool.kept_bytes <= 4 * LARGE
+
+
+def test_what_lies_unused_is_let_go_and_what_is_in_use_stays() -> None:
+    pool = BufferPool(1 << 30)
+    pool.give_back(pool.take(LARGE))
+    pool.give_back(pool.take(2 * LARGE))
+
+    assert pool.drop_unused(60.0) == 0
+    assert pool.drop_unused(0.0) == 3 * LARGE
+    assert pool.kept_bytes == 0
+    assert pool.drop_unused(0.0) == 0
