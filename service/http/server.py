@@ -8,7 +8,6 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -121,9 +120,11 @@ class Server(uvicorn.Server):
         waiting: list[socket.socket] = []
         for listener in last:
             listener.setblocking(False)
-            with listener, suppress(BlockingIOError):
+            try:
                 while True:
                     waiting.append(listener.accept()[0])
+            except BlockingIOError:
+                os.close(listener.detach())  # at once: who connects between the two calls is reset
         for connection in waiting:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._create_protocol, connection, ssl=self.config.ssl
