@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test format accuracy bench memory browser fuzz deploy-check image-check mutate clean
+.PHONY: help serve test format accuracy bench memory browser fuzz faults deploy-check image-check mutate clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ image-check: ## build the image and run it for real, with compose and Prometheus
 
 mutate: $(VENV)/.installed ## take every check away, one at a time, and see that a test notices
 	$(BIN)/python -m tests.mutate
+
+faults: $(VENV)/.installed ## long trials of what goes wrong under load
+	$(BIN)/pytest -m faults -s
 
 clean: ## remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info

@@ -33,6 +33,9 @@ UNFINISHED_BODY_SECONDS = 1.0
 NEW_CONNECTION_SECONDS = 0.2
 """How long a connection accepted last may take to send its request; uvicorn would close it without an answer."""
 
+QUIET_SECONDS = 0.002
+"""How long nobody must have connected before the listening socket is closed."""
+
 LAST_WORD_SECONDS = 0.5
 """Part of the drain time left for telling those whose time is over."""
 
@@ -112,7 +115,8 @@ class Server(uvicorn.Server):
         """Close the listening sockets, having accepted every connection that was waiting there.
 
         The kernel resets what still waits when the last descriptor of a listening socket is closed. So one more is
-        kept until, within one step of the event loop, nothing waits any longer.
+        kept until, within one step of the event loop, nobody has come for a while: those who were answered last come
+        back at once, and all at the same time.
         """
         last = [socket.socket(fileno=os.dup(each.fileno())) for server in self.servers for each in server.sockets]
         for server in self.servers:
@@ -121,10 +125,11 @@ class Server(uvicorn.Server):
             shared.close()
         waiting: list[socket.socket] = []
         for listener in last:
-            listener.setblocking(False)
-            with listener, suppress(BlockingIOError):
-                while True:
+            listener.settimeout(QUIET_SECONDS)
+            with suppress(TimeoutError):
+                while len(waiting) < self.config.backlog:
                     waiting.append(listener.accept()[0])
+            os.close(listener.detach())  # at once: who connects after the last look is reset
         for connection in waiting:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._create_protocol, connection, ssl=self.config.ssl

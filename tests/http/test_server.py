@@ -22,6 +22,8 @@ from service.app import create_app
 from service.settings import Settings
 from tests.support.running import RunningService, running_service
 
+LONGEST_LOAD_SECONDS = 60.0
+
 EXAMPLE = {"logits": [[1.1316, -0.7943, 0.1328]], "target": [0]}
 
 
@@ -158,6 +160,29 @@ def test_requests_in_flight_when_told_to_stop_are_answered() -> None:
 
     assert set(outcomes) <= {200, 503}
     assert outcomes.count(200) > 20
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("workers", [1, 2])
+def test_twenty_times_told_to_stop_under_load_no_request_is_lost(workers: int) -> None:
+    """Every request that reached the process is answered with 200 or 503, and it ends in time with status 0."""
+    grace = 8
+    print(f"\n{'workers':>7} {'round':>5} {'status':>6} {'seconds':>7}  outcomes")
+    for number in range(20):
+        with running_service("--workers", str(workers), "--drain-seconds", str(grace)) as service:
+            service.wait_until_ready()
+            command = [sys.executable, "deploy/load.py", service.address]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+                time.sleep(1.0)
+                started = time.monotonic()
+                status = service.stop()
+                seconds = time.monotonic() - started
+                outcomes, _ = load.communicate(timeout=LONGEST_LOAD_SECONDS)
+        print(f"{workers:>7} {number:>5} {status:>6} {seconds:>7.2f}  {outcomes.strip()}")
+
+        assert status == 0
+        assert seconds < grace
+        assert load.returncode == 0, outcomes
 
 
 def test_a_killed_worker_is_replaced_and_the_service_goes_on() -> None:

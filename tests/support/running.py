@@ -39,7 +39,7 @@ class RunningService:
     def wait_until_ready(self) -> None:
         """Wait until every operator has answered its example."""
         end = time.monotonic() + LONGEST_START_SECONDS
-        while httpx.get(self.address + "/health/ready").status_code != 200:
+        while httpx.get(self.address + "/health/ready", timeout=LONGEST_START_SECONDS).status_code != 200:
             assert time.monotonic() < end, self.log()
             time.sleep(0.05)
 
