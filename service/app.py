@@ -14,10 +14,11 @@ from service.engine.device import choose_device
 from service.engine.scheduler import Engine
 from service.http.docs import install_openapi
 from service.http.envelope import Envelope
+from service.http.hosts import Hosts
 from service.http.pages import page_routes
 from service.http.probes import check_examples, probe_router
 from service.http.problems import install_handlers
-from service.http.routes import operator_routes
+from service.http.routes import operator_endpoints, operator_routes
 from service.http.state import State
 from service.ops import OPERATORS
 from service.ops.spec import Operator
@@ -32,6 +33,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     operators = dict(operators)
     engine = Engine(choose_device(settings.device), threads=settings.threads)
     state = State()
+    endpoints = operator_endpoints(operators, engine, settings, state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,11 +59,16 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.router.routes.extend(operator_routes(operators, engine, settings, state))
+    app.router.routes.extend(operator_routes(endpoints))
     app.include_router(probe_router(operators, engine, settings, state))
     app.router.routes.extend(page_routes())
     install_handlers(app, operators)
     install_openapi(app, operators)
-    app.add_middleware(Envelope, state=state)
+    app.add_middleware(
+        Envelope,
+        state=state,
+        checks=[Hosts(settings.host_names).check],
+        counters={path: endpoint.metrics for path, endpoint in endpoints.items()},
+    )
     app.state.service = state
     return app

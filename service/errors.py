@@ -1,6 +1,7 @@
 """Everything that can be wrong with a request: one class a way, each with its code and its sentences.
 
     RequestError
+    |-- MalformedRequest     malformed-request
     |-- MalformedJson        malformed-json
     |-- MalformedTensor      malformed-tensor
     |-- TooDeep              too-deep
@@ -87,6 +88,17 @@ class RequestError(Exception):
         self.limit = limit
         self.detail = self.sentences[sentence].format(expected=expected, got=got, limit=limit, **words)
         super().__init__(self.detail)
+
+
+class MalformedRequest(RequestError):
+    code = "malformed-request"
+    title = "The request is not HTTP as this service takes it"
+    mend = "Send one Host header with a name of the service that it was set up to answer for."
+    sentences = {
+        "no-host": "The request has no Host header, but HTTP/1.1 needs one.",
+        "two-hosts": "The request has {got} Host headers, but must have one.",
+        "host": "The Host is '{got}', but this service answers only for {expected}.",
+    }
 
 
 class MalformedJson(RequestError):

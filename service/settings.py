@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1 << 20
 
+LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
+"""What a service that only this machine can reach is called."""
+
+_HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in text.split(","))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")
 
 
 class Settings(BaseSettings):
@@ -59,6 +78,14 @@ class Settings(BaseSettings):
             "to close) for the first fifth of it."
         ),
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description=(
+            "Names, separated by commas and without ports, that the Host header may hold; *.example.org stands for "
+            "every name below it and * for any. Unless given, the names of the loopback interface when listening "
+            "there, and any elsewhere."
+        ),
+    )
     root_path: Annotated[str, Field(pattern=r"^(/[^/?#\s]+)*$")] = Field(
         "", description="Path prefix that a proxy in front strips, such as /loss."
     )
@@ -68,6 +95,15 @@ class Settings(BaseSettings):
         None, description="How log lines are written. Unless given, text on a terminal and json elsewhere."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: str | None) -> str | None:
+        if value is not None and not all(map(_HOST_NAME.fullmatch, _listed(value))):
+            raise PydanticCustomError(
+                "hosts", "Input should be names without ports, such as 'example.org,[::1]', separated by commas"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_files(self) -> Self:
@@ -83,6 +119,16 @@ class Settings(BaseSettings):
     def from_command_line(cls, program: str, arguments: list[str]) -> Self:
         """Return the settings of flags and environment; raises ValidationError, exits on --help and unknown flags."""
         return cls(_cli_parse_args=arguments, _cli_prog_name=program)
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """The names that the Host header may hold, in lower case; `*` stands for any."""
+        if self.allowed_hosts is not None:
+            return _listed(self.allowed_hosts)
+        if self.uds is not None or not _is_loopback(self.host):
+            return ("*",)
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        return tuple(dict.fromkeys((*LOOPBACK_NAMES, own.lower())))
 
     def share(self) -> Self:
         """Return the settings of one worker: its part of what is a total."""

@@ -142,13 +142,17 @@ async def send_reply(send: Send, reply: Reply, headers: Iterable[tuple[bytes, by
     await send({"type": "http.response.body", "body": pieces[-1] if pieces else b"", "more_body": False})
 
 
-async def refuse_unread(send: Send, reply: Reply, body: RequestBody) -> None:
-    """Send an answer to a request whose body is not wanted, then close the connection.
+async def refuse(send: Send, reply: Reply, body: RequestBody) -> None:
+    """Send an answer to a request whose body, or the rest of it, is not wanted; close the connection if it is long.
 
     Some of the body is still read in between: a connection closed on a caller who is still sending is reset, and the
     reset can overtake the answer.
     """
-    reply.headers.append((b"connection", b"close"))
+    if not body.must_close:
+        await send_reply(send, reply)
+        return
+    if (b"connection", b"close") not in reply.headers:
+        reply.headers.append((b"connection", b"close"))
     reply.headers.append((b"content-length", b"%d" % sum(map(len, reply.pieces))))
     headers = [(b"content-type", reply.media_type.encode()), *reply.headers]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})

@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service import describe
 from service.errors import ERRORS, RequestError
-from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS
+from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS, status_of, statuses_of
 from service.ops.spec import Operator
 
 DESCRIPTION = """\
@@ -245,9 +245,10 @@ def _response_name(status: str) -> str:
 def _by_status() -> dict[str, list[type[RequestError]]]:
     """Return the errors that operators answer with, by status."""
     by_status: dict[int, list[type[RequestError]]] = defaultdict(list)
-    for error, status in STATUS.items():
+    for error in STATUS:
         if error.code not in NOT_OF_OPERATORS:
-            by_status[status].append(error)
+            for status in statuses_of(error):
+                by_status[status].append(error)
     return {str(status): errors for status, errors in sorted(by_status.items())}
 
 
@@ -265,7 +266,8 @@ def _problem_responses() -> dict[str, Any]:
                 PROBLEM_MEDIA_TYPE: {
                     "schema": {"$ref": "#/components/schemas/Problem"},
                     "examples": {
-                        error.code: {"summary": error.title, "value": example_problem(error)} for error in errors
+                        error.code: {"summary": error.title, "value": example_problem(error, int(status))}
+                        for error in errors
                     },
                 }
             },
@@ -274,15 +276,17 @@ def _problem_responses() -> dict[str, Any]:
     }
 
 
-def example_problem(error: type[RequestError]) -> dict[str, Any]:
+def example_problem(error: type[RequestError], status: int | None = None) -> dict[str, Any]:
     """Return an answer of this kind: one that the service gave, or one made of the kind's first sentence."""
-    if (found := recorded()["problems"].get(error.code)) is not None:
+    status = status or STATUS[error]
+    found = recorded()["problems"].get(error.code)
+    if found is not None and found["answer"]["status"] == status:
         return dict(found["answer"])
-    sentence = next(iter(error.sentences.values()))
+    sentence = next(text for key, text in error.sentences.items() if status_of(error, key) == status)
     return {
         "type": f"/problems/{error.code}",
         "title": error.title,
-        "status": STATUS[error],
+        "status": status,
         "detail": sentence.format_map(defaultdict(lambda: "...", _SAMPLE_WORDS)),
         "code": error.code,
         "request_id": EXAMPLE_REQUEST_ID,

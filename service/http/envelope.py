@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Draining, Internal
-from service.http.body import send_reply
+from service.errors import Draining, Internal, RequestError
+from service.http.body import RequestBody, refuse, send_reply
 from service.http.exchange import Exchange, path_of, put_exchange
 from service.http.logs import log_request
 from service.http.problems import problem
 from service.http.state import State
+from service.metrics import EndpointMetrics
 
 logger = logging.getLogger("service")
 
@@ -24,11 +26,23 @@ ALWAYS_ANSWERED = ("/health/", "/metrics")
 
 
 class Envelope:
-    """ASGI middleware: `X-Request-Id`, the request's log line, refusal while stopping, and 500 for the unforeseen."""
+    """ASGI middleware: `X-Request-Id`, the request's log line, who is refused at the door, and 500 for the unforeseen.
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
+    Each of `checks` raises a RequestError for a request that must not come in. `counters` holds the metrics of the
+    endpoints by path, so that a request which never gets to its endpoint is counted there all the same.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        state: State,
+        checks: Sequence[Callable[[Scope], None]] = (),
+        counters: Mapping[str, EndpointMetrics] | None = None,
+    ) -> None:
         self._app = app
         self._state = state
+        self._checks = checks
+        self._counters = counters or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,20 +63,41 @@ class Envelope:
             await send(message)
 
         try:
-            if self._state.is_refusing and not path_of(scope).startswith(ALWAYS_ANSWERED):
-                exchange.code = Draining.code
-                await send_reply(send_enveloped, problem(Draining("draining"), exchange.request_id))
+            await self._answer(scope, receive, send_enveloped, exchange)
+        finally:
+            log_request(scope, exchange)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        try:
+            if error := self._refusal(scope):
+                await self._refuse(error, scope, receive, send, exchange)
             else:
-                await self._app(scope, receive, send_enveloped)
+                await self._app(scope, receive, send)
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
             exchange.code = Internal.code
             if exchange.status:
                 raise
-            error = Internal("bug", request_id=exchange.request_id)
-            await send_reply(send_enveloped, problem(error, exchange.request_id))
-        finally:
-            log_request(scope, exchange)
+            await send_reply(send, problem(Internal("bug", request_id=exchange.request_id), exchange.request_id))
+
+    def _refusal(self, scope: Scope) -> RequestError | None:
+        """Return why a request must not come in, if so."""
+        try:
+            for check in self._checks:
+                check(scope)
+        except RequestError as error:
+            return error
+        if self._state.is_refusing and not path_of(scope).startswith(ALWAYS_ANSWERED):
+            return Draining("draining")
+        return None
+
+    async def _refuse(
+        self, error: RequestError, scope: Scope, receive: Receive, send: Send, exchange: Exchange
+    ) -> None:
+        exchange.code = error.code
+        await refuse(send, problem(error, exchange.request_id), RequestBody(scope, receive))
+        if scope["method"] == "POST" and (counter := self._counters.get(path_of(scope))):
+            counter.count("json", exchange)
 
 
 def _closes(message: Message) -> bool:

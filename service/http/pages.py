@@ -19,7 +19,7 @@ from starlette.routing import Route
 from service import __version__, describe
 from service.errors import ERRORS, NotFound, RequestError
 from service.http.docs import example_problem, operation_id, path_of, recorded
-from service.http.problems import STATUS, problem, request_id_of
+from service.http.problems import STATUS, problem, request_id_of, statuses_of
 from service.ops import OPERATORS
 from service.ops.spec import Operator
 
@@ -195,7 +195,7 @@ async def problem_page(request: Request) -> Response:
         code=error.code,
         title=error.title,
         mend=error.mend,
-        status=str(STATUS[error]),
+        status=" or ".join(map(str, statuses_of(error))),
         sentences=joined(_sentence(sentence) for sentence in error.sentences.values()),
         request=_provoking(provoked),
         answer=shown_json(example_problem(error)),

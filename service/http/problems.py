@@ -21,6 +21,7 @@ from service.ops.spec import Operator
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 STATUS: dict[type[RequestError], int] = {
+    errors.MalformedRequest: 400,
     errors.MalformedJson: 400,
     errors.MalformedTensor: 400,
     errors.TooDeep: 400,
@@ -44,10 +45,23 @@ STATUS: dict[type[RequestError], int] = {
     errors.Draining: 503,
 }
 
+STATUS_OF_SENTENCE: dict[tuple[type[RequestError], str], int] = {(errors.MalformedRequest, "host"): 421}
+"""Statuses of single sentences, where they are not that of their error."""
+
 EXTRA_HEADERS: dict[type[RequestError], list[tuple[bytes, bytes]]] = {
     errors.UnsupportedEncoding: [(b"accept-encoding", b"identity")],
     errors.Draining: [(b"retry-after", b"1"), (b"connection", b"close")],
 }
+
+
+def status_of(error: type[RequestError], sentence: str) -> int:
+    """Return the status that a sentence is answered with."""
+    return STATUS_OF_SENTENCE.get((error, sentence), STATUS[error])
+
+
+def statuses_of(error: type[RequestError]) -> list[int]:
+    """Return every status that an error is answered with, its usual one first."""
+    return list(dict.fromkeys(status_of(error, sentence) for sentence in error.sentences))
 
 
 def request_id_of(scope: Scope) -> str:
@@ -67,7 +81,7 @@ class Reply:
 
 def problem(error: RequestError, request_id: str) -> Reply:
     """Return the answer that tells a caller what is wrong."""
-    status = STATUS[type(error)]
+    status = status_of(type(error), error.sentence)
     members: dict[str, object] = {
         "type": f"/problems/{error.code}",
         "title": error.title,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -12,7 +13,7 @@ from service import metrics
 from service.engine.batch import Answer
 from service.engine.scheduler import Engine
 from service.errors import ERRORS, ContentTooLarge, Draining, Internal, RequestError
-from service.http.body import JSON, ClientDisconnectedError, RequestBody, check_formats, refuse_unread, send_reply
+from service.http.body import JSON, ClientDisconnectedError, RequestBody, check_formats, refuse, send_reply
 from service.http.exchange import Exchange, exchange_of
 from service.http.problems import Reply, problem
 from service.http.state import State
@@ -36,7 +37,7 @@ class OperatorEndpoint:
         self._gradient = gradient
         self._fields = fields_of(operator, gradient=gradient)
         self._name = operator.name + ("/gradient" if gradient else "")
-        self._metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=["json"], codes=ERRORS)
+        self.metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=["json"], codes=ERRORS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
@@ -61,13 +62,12 @@ class OperatorEndpoint:
         finally:
             metrics.IN_FLIGHT.dec()
             exchange.received = body.received
-            self._metrics.count("json", exchange)
+            self.metrics.count("json", exchange)
 
     @staticmethod
     async def _refuse(error: RequestError, send: Send, body: RequestBody, exchange: Exchange) -> None:
         exchange.code = error.code
-        reply = problem(error, exchange.request_id)
-        await (refuse_unread(send, reply, body) if body.must_close else send_reply(send, reply))
+        await refuse(send, problem(error, exchange.request_id), body)
 
     async def _answer(self, body: RequestBody, exchange: Exchange) -> Reply:
         check_formats(body.headers)
@@ -113,14 +113,19 @@ class OperatorEndpoint:
             answer.release()
 
 
-def operator_routes(operators: dict[str, Operator], engine: Engine, settings: Settings, state: State) -> list[Route]:
-    """Return two routes for every operator."""
-    return [
-        Route(
-            f"/v1/{operator.name}" + ("/gradient" if gradient else ""),
-            OperatorEndpoint(operator, engine, settings, state, gradient=gradient),
-            methods=["POST"],
+def operator_endpoints(
+    operators: dict[str, Operator], engine: Engine, settings: Settings, state: State
+) -> dict[str, OperatorEndpoint]:
+    """Return two endpoints for every operator, by path."""
+    return {
+        f"/v1/{operator.name}" + ("/gradient" if gradient else ""): OperatorEndpoint(
+            operator, engine, settings, state, gradient=gradient
         )
         for operator in operators.values()
         for gradient in (False, True)
-    ]
+    }
+
+
+def operator_routes(endpoints: Mapping[str, OperatorEndpoint]) -> list[Route]:
+    """Return the routes of the endpoints."""
+    return [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]

@@ -19,8 +19,13 @@ from service.settings import Settings
 from tests.http.calling import JSON, Endpoint, body_of, check_problem, client_of
 from tests.http.problem_cases import CASES, Case
 
-OTHERWISE_PROVOKED = {("internal", "bug"), ("draining", "draining")}
-"""Sentences that no request alone provokes; tests of their own, below, do."""
+OTHERWISE_PROVOKED = {
+    ("internal", "bug"),
+    ("draining", "draining"),
+    ("malformed-request", "no-host"),
+    ("malformed-request", "two-hosts"),
+}
+"""Sentences that no request alone provokes; tests of their own, here and in test_hosts.py, do."""
 
 
 def _requests() -> Iterator[Any]:

@@ -125,7 +125,7 @@ async def test_requests_are_refused_once_refusing_but_probes_and_metrics_answer(
     app = create_app(Settings(device="cpu"))
     app.state.service.begin_draining()
     app.state.service.begin_refusing()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         refused = await client.post("/v1/softmax", json={"logits": [1.0]})
         live = await client.get("/health/live")
         numbers = await client.get("/metrics")
@@ -197,6 +197,13 @@ def test_metrics_of_several_workers_are_added_up() -> None:
         ([], {"LOSS_DEVICE": "gpu"}, "LOSS_DEVICE (--device) should match"),
         ([], {"LOSS_DEVICE": "cuda:99"}, "device is cuda:99, but"),
         (["--root-path", "loss/"], {}, "LOSS_ROOT_PATH (--root-path) should match"),
+        (
+            ["--allowed-hosts", "a:80"],
+            {},
+            "LOSS_ALLOWED_HOSTS (--allowed-hosts) should be names without ports, such as",
+        ),
+        ([], {"LOSS_ALLOWED_HOSTS": "a,"}, "LOSS_ALLOWED_HOSTS (--allowed-hosts) should be names without ports"),
+        (["--allowed-hosts", "http://a"], {}, "separated by commas, but is 'http://a'"),
         (["--tls-key", "no-such-file"], {}, "LOSS_TLS_CERT and LOSS_TLS_KEY go together"),
         (["--tls-cert", "a", "--tls-key", "b"], {}, "LOSS_TLS_CERT names a, which is not a file"),
         (["--drain-seconds", "inf"], {}, "LOSS_DRAIN_SECONDS (--drain-seconds) should be a finite number"),
