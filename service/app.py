@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from service import __version__
 from service.engine.device import choose_device
 from service.engine.scheduler import Engine
+from service.http.auth import Keys, read_keys
 from service.http.docs import install_openapi
 from service.http.envelope import Envelope
 from service.http.hosts import Hosts
@@ -28,8 +29,14 @@ logger = logging.getLogger("service")
 
 
 def create_app(settings: Settings | None = None, operators: Mapping[str, Operator] = OPERATORS) -> FastAPI:
-    """Return the application, with its engine; raises DeviceUnavailableError when the device is not there."""
+    """Return the application, with its engine.
+
+    Raises DeviceUnavailableError when the device is not there, KeysUnusableError when the file of API keys is no good.
+    """
     settings = settings or Settings()
+    checks = [Hosts(settings.host_names).check]
+    if settings.api_keys is not None:
+        checks.append(Keys(read_keys(settings.api_keys), settings.rate_per_key).check)
     operators = dict(operators)
     engine = Engine(choose_device(settings.device), threads=settings.threads)
     state = State()
@@ -61,13 +68,13 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     )
     app.router.routes.extend(operator_routes(endpoints))
     app.include_router(probe_router(operators, engine, settings, state))
-    app.router.routes.extend(page_routes())
+    app.router.routes.extend(page_routes(has_keys=settings.api_keys is not None))
     install_handlers(app, operators)
-    install_openapi(app, operators)
+    install_openapi(app, operators, has_keys=settings.api_keys is not None)
     app.add_middleware(
         Envelope,
         state=state,
-        checks=[Hosts(settings.host_names).check],
+        checks=checks,
         counters={path: endpoint.metrics for path, endpoint in endpoints.items()},
     )
     app.state.service = state

@@ -86,6 +86,16 @@ class Settings(BaseSettings):
             "there, and any elsewhere."
         ),
     )
+    api_keys: Path | None = Field(
+        None,
+        description=(
+            "File of API keys, one a line of 16 to 256 printable characters; blank lines and # comments are skipped. "
+            "With it everything but pages for people and health checks needs the header Authorization: Bearer KEY."
+        ),
+    )
+    rate_per_key: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
+        None, description="Requests per second that each API key may send; a second's worth may come at once."
+    )
     root_path: Annotated[str, Field(pattern=r"^(/[^/?#\s]+)*$")] = Field(
         "", description="Path prefix that a proxy in front strips, such as /loss."
     )
@@ -104,6 +114,12 @@ class Settings(BaseSettings):
                 "hosts", "Input should be names without ports, such as 'example.org,[::1]', separated by commas"
             )
         return value
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if self.rate_per_key is not None and self.api_keys is None:
+            raise ValueError("LOSS_RATE_PER_KEY is set, but no LOSS_API_KEYS; a rate belongs to a key")
+        return self
 
     @model_validator(mode="after")
     def _check_files(self) -> Self:
@@ -132,4 +148,10 @@ class Settings(BaseSettings):
 
     def share(self) -> Self:
         """Return the settings of one worker: its part of what is a total."""
-        return self.model_copy(update={"threads": max(1, self.threads // self.workers)})
+        rate = self.rate_per_key
+        return self.model_copy(
+            update={
+                "threads": max(1, self.threads // self.workers),
+                "rate_per_key": None if rate is None else rate / self.workers,
+            }
+        )

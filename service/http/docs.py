@@ -15,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service import describe
 from service.errors import ERRORS, RequestError
+from service.http.auth import OPEN_PATHS
 from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS, status_of, statuses_of
 from service.ops.spec import Operator
 
@@ -34,6 +35,10 @@ strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 
 **Headers.** Every answer carries `X-Request-Id`: yours, if it has 1 to 64 of `A-Z a-z 0-9 . _ -`, otherwise a new one.
 Answers of operators carry `Server-Timing` with the milliseconds of `decode`, `queue`, `compute` and `encode`.
+"""
+
+KEYS_DESCRIPTION = """
+**API keys.** Operators, `/v1/operators`, `/v1/limits` and `/metrics` need the header `Authorization: Bearer KEY`.
 """
 
 ABOUT = "About the service"
@@ -101,18 +106,18 @@ def recorded() -> dict[str, Any]:
     return cast(dict[str, Any], orjson.loads(files("service.http").joinpath("assets", "examples.json").read_bytes()))
 
 
-def install_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> None:
-    """Make `app.openapi()` return the document, built once."""
+def install_openapi(app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool = False) -> None:
+    """Make `app.openapi()` return the document, built once; `has_keys` tells whether the service has API keys."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = build_openapi(app, operators)
+            app.openapi_schema = build_openapi(app, operators, has_keys=has_keys)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
 
 
-def build_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> dict[str, Any]:
+def build_openapi(app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the application."""
     document = get_openapi(
         title=app.title,
@@ -142,11 +147,18 @@ def build_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> dict[str, 
     for path, item in sorted(document.get("paths", {}).items(), key=lambda pair: _place(pair[0])):
         paths[path] = {method: _probe(path, operation) for method, operation in item.items()}
     document["paths"] = paths
-    if "unauthorized" in ERRORS:
+    if has_keys:
         components["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the service has keys."}
+            "key": {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
         }
-        document["security"] = [{}, {"key": []}]
+        document["security"] = [{"key": []}]
+        document["info"]["description"] += KEYS_DESCRIPTION
+        for path, operation in ((path, operation) for path, item in paths.items() for operation in item.values()):
+            if path in OPEN_PATHS:
+                operation["security"] = []
+            else:
+                refusals = {code: {"$ref": f"#/components/responses/{_response_name(code)}"} for code in ("401", "429")}
+                operation["responses"] = refusals | operation["responses"]
     return document
 
 

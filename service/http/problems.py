@@ -27,6 +27,7 @@ STATUS: dict[type[RequestError], int] = {
     errors.TooDeep: 400,
     errors.UnknownField: 400,
     errors.DuplicateField: 400,
+    errors.Unauthorized: 401,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
@@ -41,6 +42,7 @@ STATUS: dict[type[RequestError], int] = {
     errors.TargetOutOfRange: 422,
     errors.NonFinite: 422,
     errors.UndefinedMean: 422,
+    errors.RateLimited: 429,
     errors.Internal: 500,
     errors.Draining: 503,
 }
@@ -50,6 +52,7 @@ STATUS_OF_SENTENCE: dict[tuple[type[RequestError], str], int] = {(errors.Malform
 
 EXTRA_HEADERS: dict[type[RequestError], list[tuple[bytes, bytes]]] = {
     errors.UnsupportedEncoding: [(b"accept-encoding", b"identity")],
+    errors.Unauthorized: [(b"www-authenticate", b"Bearer")],
     errors.Draining: [(b"retry-after", b"1"), (b"connection", b"close")],
 }
 
@@ -95,7 +98,10 @@ def problem(error: RequestError, request_id: str) -> Reply:
         "request_id": request_id,
     }
     body = orjson.dumps({name: value for name, value in members.items() if value is not None})
-    return Reply(status, PROBLEM_MEDIA_TYPE, [body], list(EXTRA_HEADERS.get(type(error), [])))
+    headers = list(EXTRA_HEADERS.get(type(error), []))
+    if error.seconds is not None:
+        headers.append((b"retry-after", b"%d" % error.seconds))
+    return Reply(status, PROBLEM_MEDIA_TYPE, [body], headers)
 
 
 def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:

@@ -24,8 +24,12 @@ OTHERWISE_PROVOKED = {
     ("draining", "draining"),
     ("malformed-request", "no-host"),
     ("malformed-request", "two-hosts"),
+    ("unauthorized", "missing"),
+    ("unauthorized", "form"),
+    ("unauthorized", "unknown"),
+    ("rate-limited", "rate"),
 }
-"""Sentences that no request alone provokes; tests of their own, here and in test_hosts.py, do."""
+"""Sentences that no request alone provokes; tests of their own, here, in test_hosts.py and test_auth.py, do."""
 
 
 def _requests() -> Iterator[Any]:
