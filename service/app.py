@@ -75,6 +75,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         Envelope,
         state=state,
         checks=checks,
+        origins=settings.origins,
         counters={path: endpoint.metrics for path, endpoint in endpoints.items()},
     )
     app.state.service = state

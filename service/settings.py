@@ -19,6 +19,8 @@ LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
 
 _HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
+
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -96,6 +98,13 @@ class Settings(BaseSettings):
     rate_per_key: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
         None, description="Requests per second that each API key may send; a second's worth may come at once."
     )
+    cors_origins: str | None = Field(
+        None,
+        description=(
+            "Origins, such as https://example.org, separated by commas, whose pages may call the service from a "
+            "browser; * for any. Unless given, none."
+        ),
+    )
     root_path: Annotated[str, Field(pattern=r"^(/[^/?#\s]+)*$")] = Field(
         "", description="Path prefix that a proxy in front strips, such as /loss."
     )
@@ -112,6 +121,15 @@ class Settings(BaseSettings):
         if value is not None and not all(map(_HOST_NAME.fullmatch, _listed(value))):
             raise PydanticCustomError(
                 "hosts", "Input should be names without ports, such as 'example.org,[::1]', separated by commas"
+            )
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str | None) -> str | None:
+        if value is not None and not all(map(_ORIGIN.fullmatch, _listed(value))):
+            raise PydanticCustomError(
+                "origins", "Input should be * or origins without a path, such as 'https://example.org'"
             )
         return value
 
@@ -145,6 +163,11 @@ class Settings(BaseSettings):
             return ("*",)
         own = f"[{self.host}]" if ":" in self.host else self.host
         return tuple(dict.fromkeys((*LOOPBACK_NAMES, own.lower())))
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may call the service, as browsers write them; `*` stands for any."""
+        return _listed(self.cors_origins) if self.cors_origins is not None else ()
 
     def share(self) -> Self:
         """Return the settings of one worker: its part of what is a total."""

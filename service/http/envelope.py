@@ -7,15 +7,16 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Draining, Internal, RequestError
+from service.errors import Draining, Internal, MalformedRequest, RequestError
 from service.http.body import RequestBody, refuse, send_reply
-from service.http.exchange import Exchange, path_of, put_exchange
+from service.http.exchange import Exchange, exchange_of, path_of, put_exchange
 from service.http.logs import log_request
 from service.http.problems import problem
 from service.http.state import State
-from service.metrics import EndpointMetrics
+from service.metrics import OK, EndpointMetrics
 
 logger = logging.getLogger("service")
 
@@ -25,8 +26,24 @@ ALWAYS_ANSWERED = ("/health/", "/metrics")
 """Paths that are answered while everything else is refused."""
 
 
+METHODS = ("GET", "HEAD", "POST")
+"""Methods that pages of other origins may use."""
+
+TAKEN_HEADERS = ("Authorization", "X-Request-Id", "X-Request-Timeout-Ms")
+"""Headers that they may send, beside those that anyone may."""
+
+_REFUSED_PREFLIGHT = 400
+"""How the CORS middleware answers a preflight that it refuses, without a problem."""
+
+SHOWN_HEADERS = ("X-Request-Id", "Server-Timing", "Retry-After")
+"""Headers of answers that they may read."""
+
+
 class Envelope:
     """ASGI middleware: `X-Request-Id`, the request's log line, who is refused at the door, and 500 for the unforeseen.
+
+    Pages of `origins` may call the service, and read all of that: a preflight comes without a key, a refusal with CORS
+    headers.
 
     Each of `checks` raises a RequestError for a request that must not come in. `counters` holds the metrics of the
     endpoints by path, so that a request which never gets to its endpoint is counted there all the same.
@@ -38,11 +55,21 @@ class Envelope:
         state: State,
         checks: Sequence[Callable[[Scope], None]] = (),
         counters: Mapping[str, EndpointMetrics] | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
         self._app = app
         self._state = state
         self._checks = checks
         self._counters = counters or {}
+        self._inner: ASGIApp = self._answer
+        if origins:
+            self._inner = CORSMiddleware(
+                self._answer,
+                allow_origins=origins,
+                allow_methods=METHODS,
+                allow_headers=TAKEN_HEADERS,
+                expose_headers=SHOWN_HEADERS,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,11 +90,14 @@ class Envelope:
             await send(message)
 
         try:
-            await self._answer(scope, receive, send_enveloped, exchange)
+            await self._inner(scope, receive, send_enveloped)
         finally:
+            if exchange.code == OK and exchange.status == _REFUSED_PREFLIGHT:
+                exchange.code = MalformedRequest.code
             log_request(scope, exchange)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_of(scope)
         try:
             if error := self._refusal(scope):
                 await self._refuse(error, scope, receive, send, exchange)

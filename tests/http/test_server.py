@@ -204,6 +204,8 @@ def test_metrics_of_several_workers_are_added_up() -> None:
         ),
         ([], {"LOSS_ALLOWED_HOSTS": "a,"}, "LOSS_ALLOWED_HOSTS (--allowed-hosts) should be names without ports"),
         (["--allowed-hosts", "http://a"], {}, "separated by commas, but is 'http://a'"),
+        (["--cors-origins", "example.org"], {}, "LOSS_CORS_ORIGINS (--cors-origins) should be * or origins without"),
+        (["--cors-origins", "https://a/"], {}, "such as 'https://example.org', but is 'https://a/'"),
         (["--rate-per-key", "5"], {}, "LOSS_RATE_PER_KEY is set, but no LOSS_API_KEYS"),
         (["--api-keys", "k", "--rate-per-key", "0"], {}, "LOSS_RATE_PER_KEY (--rate-per-key) should be greater than 0"),
         (["--api-keys", "k", "--rate-per-key", "nan"], {}, "(--rate-per-key) should be a finite number"),
