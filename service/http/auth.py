@@ -24,7 +24,7 @@ SHORTEST_KEY, LONGEST_KEY = 16, 256
 """Bounds on the length of a key, in characters."""
 
 MOST_KEYS = 1000
-"""Every request is compared with every key, which at this number takes a quarter of a millisecond."""
+"""Every request is compared with every key, which at this number takes a twentieth of a millisecond."""
 
 _PRINTABLE = range(0x21, 0x7F)
 

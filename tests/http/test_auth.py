@@ -201,6 +201,8 @@ async def test_pages_and_probes_need_no_key(stranger: httpx.AsyncClient, path: s
 async def test_what_is_open_but_not_there_is_not_found(stranger: httpx.AsyncClient) -> None:
     for path in ("/docs/nothing", "/problems/nothing", "/explore/nothing"):
         check_problem(await stranger.get(path), code="not-found")
+    for path in ("/docs/a/b", "/problems/a/b", "/explore/a/b", "/health/nothing", "/docsearch", "/nothing"):
+        check_problem(await stranger.get(path), code="unauthorized")
 
 
 @anyio
@@ -294,8 +296,9 @@ def test_only_digests_are_kept(key_file: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_good_is_a_refusal_to_start_in_one_line_without_its_content(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: bytes, said: str
 ) -> None:
+    monkeypatch.setattr("service.http.server.run", lambda *_: pytest.fail("it starts"))
     path = tmp_path / "keys"
     path.write_bytes(content)
 
@@ -316,8 +319,15 @@ def test_the_longest_and_the_shortest_key_and_the_most_keys_will_do(tmp_path: Pa
     assert len(read_keys(path)) == 2
 
 
+def test_a_key_given_in_place_of_the_file_is_not_repeated() -> None:
+    for name in (KEY, "k" * 300):
+        with pytest.raises(KeysUnusableError) as refused:
+            read_keys(Path(name))
+        assert name not in str(refused.value)
+
+
 def test_a_file_that_is_gone_later_lets_nobody_in(tmp_path: Path) -> None:
-    with pytest.raises(KeysUnusableError):
+    with pytest.raises(KeysUnusableError, match="there is no such file"):
         create_app(Settings(device="cpu", api_keys=tmp_path / "gone"))
 
 
