@@ -13,6 +13,7 @@ from service import __version__
 from service.app import create_app
 from service.engine.device import DeviceUnavailableError, choose_device
 from service.http import server
+from service.http.auth import KeysUnusableError, read_keys
 from service.ops import OPERATORS
 from service.settings import Settings
 
@@ -37,9 +38,11 @@ def serve(arguments: list[str]) -> int:
     try:
         settings = Settings.from_command_line(f"{PROGRAM} serve", arguments)
         choose_device(settings.device)
+        if settings.api_keys is not None:
+            read_keys(settings.api_keys)
     except ValidationError as error:
         return _refuse(_sentence(error))
-    except (SettingsError, DeviceUnavailableError) as error:
+    except (SettingsError, DeviceUnavailableError, KeysUnusableError) as error:
         return _refuse(str(error))
     server.run(create_app, settings, lambda address: print(greeting(address, settings), flush=True))
     return 0
@@ -48,11 +51,12 @@ def serve(arguments: list[str]) -> int:
 def greeting(address: str, settings: Settings) -> str:
     """Return what a person who has just started the service wants to paste."""
     example = json.dumps(OPERATORS["cross-entropy"].gradient_example)
+    key_flag = "" if settings.api_keys is None else "-H 'Authorization: Bearer KEY' "
     socket_flag = "" if settings.uds is None else f"--unix-socket {settings.uds} "
     return (
         f"\nLoss Service {__version__} is listening. Try it:\n\n"
         f"  curl {socket_flag}{address}/v1/cross-entropy/gradient "
-        f"-H 'Content-Type: application/json' \\\n    -d '{example}'\n\n"
+        f"{key_flag}-H 'Content-Type: application/json' \\\n    -d '{example}'\n\n"
         f"API documentation: {address}/docs\n"
     )
 

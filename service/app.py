@@ -13,12 +13,14 @@ from service import __version__
 from service.engine.buffers import trim
 from service.engine.device import choose_device
 from service.engine.scheduler import Engine
+from service.http.auth import Keys, read_keys
 from service.http.docs import install_openapi
 from service.http.envelope import Envelope
+from service.http.hosts import Hosts
 from service.http.pages import page_routes
 from service.http.probes import check_examples, probe_router
 from service.http.problems import install_handlers
-from service.http.routes import operator_routes
+from service.http.routes import operator_endpoints, operator_routes
 from service.http.state import State
 from service.ops import OPERATORS
 from service.ops.spec import Operator
@@ -44,11 +46,18 @@ async def _hand_memory_back(engine: Engine, state: State) -> None:
 
 
 def create_app(settings: Settings | None = None, operators: Mapping[str, Operator] = OPERATORS) -> FastAPI:
-    """Return the application, with its engine; raises DeviceUnavailableError when the device is not there."""
+    """Return the application, with its engine.
+
+    Raises DeviceUnavailableError when the device is not there, KeysUnusableError when the file of API keys is no good.
+    """
     settings = settings or Settings()
+    checks = [Hosts(settings.host_names).check]
+    if settings.api_keys is not None:
+        checks.append(Keys(read_keys(settings.api_keys), settings.rate_per_key).check)
     operators = dict(operators)
     engine = Engine(choose_device(settings.device), threads=settings.threads)
     state = State()
+    endpoints = operator_endpoints(operators, engine, settings, state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,11 +85,17 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.router.routes.extend(operator_routes(operators, engine, settings, state))
+    app.router.routes.extend(operator_routes(endpoints))
     app.include_router(probe_router(operators, engine, settings, state))
-    app.router.routes.extend(page_routes())
+    app.router.routes.extend(page_routes(has_keys=settings.api_keys is not None))
     install_handlers(app, operators)
-    install_openapi(app, operators)
-    app.add_middleware(Envelope, state=state)
+    install_openapi(app, operators, has_keys=settings.api_keys is not None)
+    app.add_middleware(
+        Envelope,
+        state=state,
+        checks=checks,
+        origins=settings.origins,
+        counters={path: endpoint.metrics for path, endpoint in endpoints.items()},
+    )
     app.state.service = state
     return app

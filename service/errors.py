@@ -1,6 +1,7 @@
 """Everything that can be wrong with a request: one class a way, each with its code and its sentences.
 
     RequestError
+    |-- MalformedRequest     malformed-request
     |-- MalformedJson        malformed-json
     |-- MalformedTensor      malformed-tensor
     |-- TooDeep              too-deep
@@ -20,6 +21,8 @@
     |-- NotAcceptable        not-acceptable
     |-- NotFound             not-found
     |-- MethodNotAllowed     method-not-allowed
+    |-- Unauthorized         unauthorized
+    |-- RateLimited          rate-limited
     |-- Draining             draining
     `-- Internal             internal
 
@@ -60,6 +63,7 @@ class RequestError(Exception):
     """A request that cannot be answered, and the sentence that says why.
 
     `RequestError("key", pointer=..., expected=..., got=..., **words)` fills the sentence of that key with the words.
+    `seconds` is after how long the same request may succeed.
     """
 
     code: ClassVar[str]
@@ -78,6 +82,7 @@ class RequestError(Exception):
         expected: object = None,
         got: object = None,
         limit: int | None = None,
+        seconds: int | None = None,
         **words: object,
     ) -> None:
         self.sentence = sentence
@@ -85,8 +90,20 @@ class RequestError(Exception):
         self.expected = expected
         self.got = got
         self.limit = limit
-        self.detail = self.sentences[sentence].format(expected=expected, got=got, limit=limit, **words)
+        self.seconds = seconds
+        self.detail = self.sentences[sentence].format(expected=expected, got=got, limit=limit, seconds=seconds, **words)
         super().__init__(self.detail)
+
+
+class MalformedRequest(RequestError):
+    code = "malformed-request"
+    title = "The request is not HTTP as this service takes it"
+    mend = "Send one Host header with a name of the service that it was set up to answer for."
+    sentences = {
+        "no-host": "The request has no Host header, but HTTP/1.1 needs one.",
+        "two-hosts": "The request has {got} Host headers, but must have one.",
+        "host": "The Host is '{got}', but this service answers only for {expected}.",
+    }
 
 
 class MalformedJson(RequestError):
@@ -351,6 +368,29 @@ class MethodNotAllowed(RequestError):
     title = "This address does not take the method"
     mend = "Operators are called with POST, everything else with GET; the Allow header lists the methods."
     sentences = {"method": "This path takes {expected}, not {got}."}
+
+
+class Unauthorized(RequestError):
+    code = "unauthorized"
+    title = "The request needs an API key"
+    mend = "Send the header Authorization: Bearer KEY, with a key that whoever runs the service gave you."
+    sentences = {
+        "missing": "This path needs an API key; send it as Authorization: Bearer KEY.",
+        "form": "The API key must come in one Authorization header, as Bearer KEY.",
+        "unknown": "The API key is not one that this service knows.",
+    }
+
+
+class RateLimited(RequestError):
+    code = "rate-limited"
+    title = "There are too many requests with this API key"
+    mend = (
+        "Send it again after the seconds of Retry-After; requests have no side effects. Requests are what is counted, "
+        "so few large batches go further than many small ones."
+    )
+    sentences = {
+        "rate": "There are more requests with this API key than it may send; send this one again in {seconds} s."
+    }
 
 
 class Draining(RequestError):

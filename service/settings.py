@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1 << 20
 
+LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
+"""What a service that only this machine can reach is called."""
+
+_HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
+
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in text.split(","))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")
 
 
 class Settings(BaseSettings):
@@ -62,6 +83,31 @@ class Settings(BaseSettings):
             "to close) for the first fifth of it."
         ),
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description=(
+            "Names, separated by commas and without ports, that the Host header may hold; *.example.org stands for "
+            "every name below it and * for any. Unless given, the names of the loopback interface when listening "
+            "there, and any elsewhere."
+        ),
+    )
+    api_keys: Path | None = Field(
+        None,
+        description=(
+            "File of API keys, one a line of 16 to 256 printable characters; blank lines and # comments are skipped. "
+            "With it everything but pages for people and health checks needs the header Authorization: Bearer KEY."
+        ),
+    )
+    rate_per_key: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
+        None, description="Requests per second that each API key may send; a second's worth may come at once."
+    )
+    cors_origins: str | None = Field(
+        None,
+        description=(
+            "Origins, such as https://example.org, separated by commas, whose pages may call the service from a "
+            "browser; * for any. Unless given, none."
+        ),
+    )
     root_path: Annotated[str, Field(pattern=r"^(/[^/?#\s]+)*$")] = Field(
         "", description="Path prefix that a proxy in front strips, such as /loss."
     )
@@ -71,6 +117,30 @@ class Settings(BaseSettings):
         None, description="How log lines are written. Unless given, text on a terminal and json elsewhere."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: str | None) -> str | None:
+        if value is not None and not all(map(_HOST_NAME.fullmatch, _listed(value))):
+            raise PydanticCustomError(
+                "hosts", "Input should be names without ports, such as 'example.org,[::1]', separated by commas"
+            )
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str | None) -> str | None:
+        if value is not None and not all(map(_ORIGIN.fullmatch, _listed(value))):
+            raise PydanticCustomError(
+                "origins", "Input should be * or origins without a path, such as 'https://example.org'"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if self.rate_per_key is not None and self.api_keys is None:
+            raise ValueError("LOSS_RATE_PER_KEY is set, but no LOSS_API_KEYS; a rate belongs to a key")
+        return self
 
     @model_validator(mode="after")
     def _check_files(self) -> Self:
@@ -87,6 +157,27 @@ class Settings(BaseSettings):
         """Return the settings of flags and environment; raises ValidationError, exits on --help and unknown flags."""
         return cls(_cli_parse_args=arguments, _cli_prog_name=program)
 
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """The names that the Host header may hold, in lower case; `*` stands for any."""
+        if self.allowed_hosts is not None:
+            return _listed(self.allowed_hosts)
+        if self.uds is not None or not _is_loopback(self.host):
+            return ("*",)
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        return tuple(dict.fromkeys((*LOOPBACK_NAMES, own.lower())))
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may call the service, as browsers write them; `*` stands for any."""
+        return _listed(self.cors_origins) if self.cors_origins is not None else ()
+
     def share(self) -> Self:
         """Return the settings of one worker: its part of what is a total."""
-        return self.model_copy(update={"threads": max(1, self.threads // self.workers)})
+        rate = self.rate_per_key
+        return self.model_copy(
+            update={
+                "threads": max(1, self.threads // self.workers),
+                "rate_per_key": None if rate is None else rate / self.workers,
+            }
+        )

@@ -31,9 +31,18 @@ MODULES = (
     "service/tensors.py",
     "service/http/body.py",
     "service/http/formats.py",
+    "service/http/auth.py",
+    "service/http/hosts.py",
 )
 
-TESTS = ("tests/http/test_sentences.py", "tests/http/test_protocol.py", "tests/wire", "tests/http/test_hostile_json.py")
+TESTS = (
+    "tests/http/test_sentences.py",
+    "tests/http/test_protocol.py",
+    "tests/http/test_auth.py",
+    "tests/http/test_hosts.py",
+    "tests/wire",
+    "tests/http/test_hostile_json.py",
+)
 
 PRELOADED = ("fastapi", "httpx", "hypothesis", "msgspec", "numpy", "orjson", "pydantic_settings", "simdjson", "torch")
 """What the tests import of others: loaded once here, so that a run need not."""

@@ -172,13 +172,17 @@ async def send_borrowed(send: Send, reply: Reply, headers: Iterable[tuple[bytes,
     return True
 
 
-async def refuse_unread(send: Send, reply: Reply, body: RequestBody) -> None:
-    """Send an answer to a request whose body is not wanted, then close the connection.
+async def refuse(send: Send, reply: Reply, body: RequestBody) -> None:
+    """Send an answer to a request whose body, or the rest of it, is not wanted; close the connection if it is long.
 
     Some of the body is still read in between: a connection closed on a caller who is still sending is reset, and the
     reset can overtake the answer.
     """
-    await _send_start(send, reply, [(b"connection", b"close")])
+    if not body.must_close:
+        await send_reply(send, reply)
+        return
+    closing = [] if (b"connection", b"close") in reply.headers else [(b"connection", b"close")]
+    await _send_start(send, reply, closing)
     await send({"type": "http.response.body", "body": b"".join(reply.pieces), "more_body": True})
     await body.drain()
     await send({"type": "http.response.body", "body": b"", "more_body": False})

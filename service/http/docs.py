@@ -15,7 +15,8 @@ from fastapi.openapi.utils import get_openapi
 
 from service import describe
 from service.errors import ERRORS, RequestError
-from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS
+from service.http.auth import OPEN_PATHS
+from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS, status_of, statuses_of
 from service.ops.spec import Operator
 from service.tensors import DTYPES, MAX_RANK
 from service.wire import json_codec, safetensors_codec
@@ -42,6 +43,10 @@ format of the request, and `;q=` says what is liked better).
 
 **Headers.** Every answer carries `X-Request-Id`: yours, if it has 1 to 64 of `A-Z a-z 0-9 . _ -`, otherwise a new one.
 Answers of operators carry `Server-Timing` with the milliseconds of `decode`, `queue`, `compute` and `encode`.
+"""
+
+KEYS_DESCRIPTION = """
+**API keys.** Operators, `/v1/operators`, `/v1/limits` and `/metrics` need the header `Authorization: Bearer KEY`.
 """
 
 ABOUT = "About the service"
@@ -139,18 +144,18 @@ def recorded() -> dict[str, Any]:
     return cast(dict[str, Any], orjson.loads(files("service.http").joinpath("assets", "examples.json").read_bytes()))
 
 
-def install_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> None:
-    """Make `app.openapi()` return the document, built once."""
+def install_openapi(app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool = False) -> None:
+    """Make `app.openapi()` return the document, built once; `has_keys` tells whether the service has API keys."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = build_openapi(app, operators)
+            app.openapi_schema = build_openapi(app, operators, has_keys=has_keys)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
 
 
-def build_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> dict[str, Any]:
+def build_openapi(app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the application."""
     document = get_openapi(
         title=app.title,
@@ -181,11 +186,18 @@ def build_openapi(app: FastAPI, operators: Mapping[str, Operator]) -> dict[str, 
     for path, item in sorted(document.get("paths", {}).items(), key=lambda pair: _place(pair[0])):
         paths[path] = {method: _probe(path, operation) for method, operation in item.items()}
     document["paths"] = paths
-    if "unauthorized" in ERRORS:
+    if has_keys:
         components["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the service has keys."}
+            "key": {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
         }
-        document["security"] = [{}, {"key": []}]
+        document["security"] = [{"key": []}]
+        document["info"]["description"] += KEYS_DESCRIPTION
+        for path, operation in ((path, operation) for path, item in paths.items() for operation in item.values()):
+            if path in OPEN_PATHS:
+                operation["security"] = []
+            else:
+                refusals = {code: {"$ref": f"#/components/responses/{_response_name(code)}"} for code in ("401", "429")}
+                operation["responses"] = refusals | operation["responses"]
     return document
 
 
@@ -286,9 +298,10 @@ def _response_name(status: str) -> str:
 def _by_status() -> dict[str, list[type[RequestError]]]:
     """Return the errors that operators answer with, by status."""
     by_status: dict[int, list[type[RequestError]]] = defaultdict(list)
-    for error, status in STATUS.items():
+    for error in STATUS:
         if error.code not in NOT_OF_OPERATORS:
-            by_status[status].append(error)
+            for status in statuses_of(error):
+                by_status[status].append(error)
     return {str(status): errors for status, errors in sorted(by_status.items())}
 
 
@@ -306,7 +319,8 @@ def _problem_responses() -> dict[str, Any]:
                 PROBLEM_MEDIA_TYPE: {
                     "schema": {"$ref": "#/components/schemas/Problem"},
                     "examples": {
-                        error.code: {"summary": error.title, "value": example_problem(error)} for error in errors
+                        error.code: {"summary": error.title, "value": example_problem(error, int(status))}
+                        for error in errors
                     },
                 }
             },
@@ -315,15 +329,17 @@ def _problem_responses() -> dict[str, Any]:
     }
 
 
-def example_problem(error: type[RequestError]) -> dict[str, Any]:
+def example_problem(error: type[RequestError], status: int | None = None) -> dict[str, Any]:
     """Return an answer of this kind: one that the service gave, or one made of the kind's first sentence."""
-    if (found := recorded()["problems"].get(error.code)) is not None:
+    status = status or STATUS[error]
+    found = recorded()["problems"].get(error.code)
+    if found is not None and found["answer"]["status"] == status:
         return dict(found["answer"])
-    sentence = next(iter(error.sentences.values()))
+    sentence = next(text for key, text in error.sentences.items() if status_of(error, key) == status)
     return {
         "type": f"/problems/{error.code}",
         "title": error.title,
-        "status": STATUS[error],
+        "status": status,
         "detail": sentence.format_map(defaultdict(lambda: "...", _SAMPLE_WORDS)),
         "code": error.code,
         "request_id": EXAMPLE_REQUEST_ID,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Callable, Mapping, Sequence
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Draining, Internal
-from service.http.body import send_reply
-from service.http.exchange import Exchange, path_of, put_exchange
+from service.errors import Draining, Internal, MalformedRequest, RequestError
+from service.http.body import RequestBody, refuse, send_reply
+from service.http.exchange import Exchange, exchange_of, path_of, put_exchange
 from service.http.logs import log_request
 from service.http.problems import problem
 from service.http.state import State
+from service.metrics import OK, EndpointMetrics
 
 logger = logging.getLogger("service")
 
@@ -23,12 +26,50 @@ ALWAYS_ANSWERED = ("/health/", "/metrics")
 """Paths that are answered while everything else is refused."""
 
 
-class Envelope:
-    """ASGI middleware: `X-Request-Id`, the request's log line, refusal while stopping, and 500 for the unforeseen."""
+METHODS = ("GET", "HEAD", "POST")
+"""Methods that pages of other origins may use."""
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
+TAKEN_HEADERS = ("Authorization", "X-Request-Id", "X-Request-Timeout-Ms")
+"""Headers that they may send, beside those that anyone may."""
+
+_REFUSED_PREFLIGHT = 400
+"""How the CORS middleware answers a preflight that it refuses, without a problem."""
+
+SHOWN_HEADERS = ("X-Request-Id", "Server-Timing", "Retry-After")
+"""Headers of answers that they may read."""
+
+
+class Envelope:
+    """ASGI middleware: `X-Request-Id`, the request's log line, who is refused at the door, and 500 for the unforeseen.
+
+    Pages of `origins` may call the service, and read all of that: a preflight comes without a key, a refusal with CORS
+    headers.
+
+    Each of `checks` raises a RequestError for a request that must not come in. `counters` holds the metrics of the
+    endpoints by path, so that a request which never gets to its endpoint is counted there all the same.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        state: State,
+        checks: Sequence[Callable[[Scope], None]] = (),
+        counters: Mapping[str, EndpointMetrics] | None = None,
+        origins: Sequence[str] = (),
+    ) -> None:
         self._app = app
         self._state = state
+        self._checks = checks
+        self._counters = counters or {}
+        self._inner: ASGIApp = self._answer
+        if origins:
+            self._inner = CORSMiddleware(
+                self._answer,
+                allow_origins=origins,
+                allow_methods=METHODS,
+                allow_headers=TAKEN_HEADERS,
+                expose_headers=SHOWN_HEADERS,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,20 +90,44 @@ class Envelope:
             await send(message)
 
         try:
-            if self._state.is_refusing and not path_of(scope).startswith(ALWAYS_ANSWERED):
-                exchange.code = Draining.code
-                await send_reply(send_enveloped, problem(Draining("draining"), exchange.request_id))
+            await self._inner(scope, receive, send_enveloped)
+        finally:
+            if exchange.code == OK and exchange.status == _REFUSED_PREFLIGHT:
+                exchange.code = MalformedRequest.code
+            log_request(scope, exchange)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_of(scope)
+        try:
+            if error := self._refusal(scope):
+                await self._refuse(error, scope, receive, send, exchange)
             else:
-                await self._app(scope, receive, send_enveloped)
+                await self._app(scope, receive, send)
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
             exchange.code = Internal.code
             if exchange.status:
                 raise
-            error = Internal("bug", request_id=exchange.request_id)
-            await send_reply(send_enveloped, problem(error, exchange.request_id))
-        finally:
-            log_request(scope, exchange)
+            await send_reply(send, problem(Internal("bug", request_id=exchange.request_id), exchange.request_id))
+
+    def _refusal(self, scope: Scope) -> RequestError | None:
+        """Return why a request must not come in, if so."""
+        try:
+            for check in self._checks:
+                check(scope)
+        except RequestError as error:
+            return error
+        if self._state.is_refusing and not path_of(scope).startswith(ALWAYS_ANSWERED):
+            return Draining("draining")
+        return None
+
+    async def _refuse(
+        self, error: RequestError, scope: Scope, receive: Receive, send: Send, exchange: Exchange
+    ) -> None:
+        exchange.code = error.code
+        await refuse(send, problem(error, exchange.request_id), RequestBody(scope, receive))
+        if scope["method"] == "POST" and (counter := self._counters.get(path_of(scope))):
+            counter.count(exchange)
 
 
 def _closes(message: Message) -> bool:

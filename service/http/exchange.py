@@ -63,9 +63,10 @@ class Exchange:
 
 
 def path_of(scope: Scope) -> str:
-    """Return the path of a request without the prefix that a proxy in front strips."""
+    """Return the path of a request without the prefix that a proxy in front strips, as the router sees it."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    stripped = path.removeprefix(scope.get("root_path", ""))
+    return stripped if stripped[:1] in ("/", "") else path
 
 
 def put_exchange(scope: Scope, exchange: Exchange) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import string
 from collections.abc import Iterable, Mapping
+from functools import partial
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from starlette.routing import Route
 from service import __version__, describe
 from service.errors import ERRORS, NotFound, RequestError
 from service.http.docs import example_problem, operation_id, path_of, recorded
-from service.http.problems import STATUS, problem, request_id_of
+from service.http.problems import STATUS, problem, request_id_of, statuses_of
 from service.ops import OPERATORS
 from service.ops.spec import Operator
 
@@ -116,10 +117,11 @@ def shown_json(value: Mapping[str, Any]) -> str:
     return "{" + ",\n ".join(members) + "}"
 
 
-def curl(url: str, body: str) -> str:
-    """Return the command that posts a body, to be pasted into a shell."""
+def curl(url: str, body: str, *, has_keys: bool) -> str:
+    """Return the command that posts a body, to be pasted into a shell; KEY stands for an API key."""
     data = shlex.quote(body).replace("\n", "\n      ")
-    return f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
+    key = "-H 'Authorization: Bearer KEY' \\\n  " if has_keys else ""
+    return f"curl {shlex.quote(url)} \\\n  {key}-H 'Content-Type: application/json' \\\n  -d {data}"
 
 
 ASSETS = (
@@ -137,14 +139,16 @@ ASSETS = (
 """Files served as they are, below /docs."""
 
 
-async def front(request: Request) -> Response:
+async def front(request: Request, *, has_keys: bool) -> Response:
     """The front page: what this is, and one example."""
     operator = OPERATORS["cross-entropy"]
     path = path_of(operator, gradient=True)
     return page(
         "front.html",
         version=__version__,
-        command=curl(str(request.base_url).rstrip("/") + path, shown_json(operator.gradient_example)),
+        command=curl(
+            str(request.base_url).rstrip("/") + path, shown_json(operator.gradient_example), has_keys=has_keys
+        ),
         answer=shown_json(recorded()["answers"][path]["example"]),
         operators=joined(_operator_card(operator) for operator in OPERATORS.values()),
         explorer=_explorer_link(request),
@@ -195,7 +199,7 @@ async def problem_page(request: Request) -> Response:
         code=error.code,
         title=error.title,
         mend=error.mend,
-        status=str(STATUS[error]),
+        status=" or ".join(map(str, statuses_of(error))),
         sentences=joined(_sentence(sentence) for sentence in error.sentences.values()),
         request=_provoking(provoked),
         answer=shown_json(example_problem(error)),
@@ -251,10 +255,10 @@ def _not_found(request: Request) -> Response:
     return Response(b"".join(reply.pieces), reply.status, media_type=reply.media_type)
 
 
-def page_routes() -> list[Route]:
-    """Return the routes of the pages."""
+def page_routes(*, has_keys: bool) -> list[Route]:
+    """Return the routes of the pages; `has_keys` tells whether the service has API keys."""
     return [
-        Route("/", front),
+        Route("/", partial(front, has_keys=has_keys)),
         Route("/docs", docs),
         Route("/docs/{name}", asset),
         Route("/problems", problem_index),

@@ -21,11 +21,13 @@ from service.ops.spec import Operator
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 STATUS: dict[type[RequestError], int] = {
+    errors.MalformedRequest: 400,
     errors.MalformedJson: 400,
     errors.MalformedTensor: 400,
     errors.TooDeep: 400,
     errors.UnknownField: 400,
     errors.DuplicateField: 400,
+    errors.Unauthorized: 401,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
@@ -40,14 +42,29 @@ STATUS: dict[type[RequestError], int] = {
     errors.TargetOutOfRange: 422,
     errors.NonFinite: 422,
     errors.UndefinedMean: 422,
+    errors.RateLimited: 429,
     errors.Internal: 500,
     errors.Draining: 503,
 }
 
+STATUS_OF_SENTENCE: dict[tuple[type[RequestError], str], int] = {(errors.MalformedRequest, "host"): 421}
+"""Statuses of single sentences, where they are not that of their error."""
+
 EXTRA_HEADERS: dict[type[RequestError], list[tuple[bytes, bytes]]] = {
     errors.UnsupportedEncoding: [(b"accept-encoding", b"identity")],
+    errors.Unauthorized: [(b"www-authenticate", b"Bearer")],
     errors.Draining: [(b"retry-after", b"1"), (b"connection", b"close")],
 }
+
+
+def status_of(error: type[RequestError], sentence: str) -> int:
+    """Return the status that a sentence is answered with."""
+    return STATUS_OF_SENTENCE.get((error, sentence), STATUS[error])
+
+
+def statuses_of(error: type[RequestError]) -> list[int]:
+    """Return every status that an error is answered with, its usual one first."""
+    return list(dict.fromkeys(status_of(error, sentence) for sentence in error.sentences))
 
 
 def request_id_of(scope: Scope) -> str:
@@ -67,7 +84,7 @@ class Reply:
 
 def problem(error: RequestError, request_id: str) -> Reply:
     """Return the answer that tells a caller what is wrong."""
-    status = STATUS[type(error)]
+    status = status_of(type(error), error.sentence)
     members: dict[str, object] = {
         "type": f"/problems/{error.code}",
         "title": error.title,
@@ -81,7 +98,10 @@ def problem(error: RequestError, request_id: str) -> Reply:
         "request_id": request_id,
     }
     body = orjson.dumps({name: value for name, value in members.items() if value is not None})
-    return Reply(status, PROBLEM_MEDIA_TYPE, [body], list(EXTRA_HEADERS.get(type(error), [])))
+    headers = list(EXTRA_HEADERS.get(type(error), []))
+    if error.seconds is not None:
+        headers.append((b"retry-after", b"%d" % error.seconds))
+    return Reply(status, PROBLEM_MEDIA_TYPE, [body], headers)
 
 
 def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar, cast
 
 from starlette.routing import Route
@@ -16,7 +16,7 @@ from service.engine.batch import Answer
 from service.engine.buffers import BufferPool
 from service.engine.scheduler import Engine
 from service.errors import ERRORS, ContentTooLarge, Draining, Internal, RequestError
-from service.http.body import RequestBody, refuse_unread, send_borrowed, send_reply
+from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
 from service.http.guard import ClientDisconnectedError
@@ -48,7 +48,7 @@ class OperatorEndpoint:
         self._gradient = gradient
         self._fields = fields_of(operator, gradient=gradient)
         self._name = operator.name + ("/gradient" if gradient else "")
-        self._metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=MEDIA_TYPES, codes=ERRORS)
+        self.metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=MEDIA_TYPES, codes=ERRORS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
@@ -75,13 +75,12 @@ class OperatorEndpoint:
             exchange.received = body.received
             self._state.in_flight -= 1
             self._state.handled_bytes += exchange.received + exchange.sent
-            self._metrics.count(exchange)
+            self.metrics.count(exchange)
 
     @staticmethod
     async def _refuse(error: RequestError, send: Send, body: RequestBody, exchange: Exchange) -> None:
         exchange.code = error.code
-        reply = problem(error, exchange.request_id)
-        await (refuse_unread(send, reply, body) if body.must_close else send_reply(send, reply))
+        await refuse(send, problem(error, exchange.request_id), body)
 
     async def _serve(self, scope: Scope, send: Send, body: RequestBody, exchange: Exchange) -> None:
         """Answer a request; raises what it is refused with."""
@@ -182,14 +181,19 @@ async def _where_it_fits(is_small: bool, function: Callable[P, T], *arguments: P
     return await asyncio.to_thread(function, *arguments, **options)
 
 
-def operator_routes(operators: dict[str, Operator], engine: Engine, settings: Settings, state: State) -> list[Route]:
-    """Return two routes for every operator."""
-    return [
-        Route(
-            f"/v1/{operator.name}" + ("/gradient" if gradient else ""),
-            OperatorEndpoint(operator, engine, settings, state, gradient=gradient),
-            methods=["POST"],
+def operator_endpoints(
+    operators: dict[str, Operator], engine: Engine, settings: Settings, state: State
+) -> dict[str, OperatorEndpoint]:
+    """Return two endpoints for every operator, by path."""
+    return {
+        f"/v1/{operator.name}" + ("/gradient" if gradient else ""): OperatorEndpoint(
+            operator, engine, settings, state, gradient=gradient
         )
         for operator in operators.values()
         for gradient in (False, True)
-    ]
+    }
+
+
+def operator_routes(endpoints: Mapping[str, OperatorEndpoint]) -> list[Route]:
+    """Return the routes of the endpoints."""
+    return [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]

@@ -123,6 +123,20 @@ _INT64 = "an integer from -9223372036854775808 to 9223372036854775807"
 _LONG = "x" * 61 + "..."
 
 CASES = [
+    # malformed-request
+    Case(
+        errors.MalformedRequest,
+        "host",
+        "The Host is 'example.org:8000', but this service answers only for localhost, *.localhost, 127.0.0.1, [::1].",
+        headers={"Host": "example.org:8000"},
+    ),
+    Case(
+        errors.MalformedRequest,
+        "host",
+        f"The Host is '{_LONG}', but this service answers only for a.example, *.b.example.",
+        headers={"Host": "x" * 300},
+        settings={"allowed_hosts": "A.example, *.b.example"},
+    ),
     # malformed-json
     Case(errors.MalformedJson, "object", "The body must be one JSON object, but is an array.", body=b" [1]"),
     Case(errors.MalformedJson, "object", "The body must be one JSON object, but is a number.", body=b"1"),

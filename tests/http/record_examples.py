@@ -68,6 +68,8 @@ async def record() -> dict[str, Any]:
         body = b'{"logits": ' + b" " * Settings().max_json_bytes
         answer = await client.post("/v1/cross-entropy", headers=JSON, content=body)
         problems["content-too-large"] = {"answer": answer.json()}
+        answer = await client.get("/v1/limits", headers={"Host": "example.org"})
+        problems["malformed-request"] = {"answer": answer.json()}
     return {"answers": answers, "problems": problems}
 
 

@@ -54,7 +54,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def app() -> FastAPI:
-    return create_app(Settings(device="cpu"))
+    return create_app(Settings(device="cpu", allowed_hosts="*"))
 
 
 @pytest.fixture

@@ -28,8 +28,17 @@ from tests.http.calling import (
 )
 from tests.http.problem_cases import CASES, Case
 
-OTHERWISE_PROVOKED = {("internal", "bug"), ("draining", "draining")}
-"""Sentences that no request alone provokes; tests of their own, below, do."""
+OTHERWISE_PROVOKED = {
+    ("internal", "bug"),
+    ("draining", "draining"),
+    ("malformed-request", "no-host"),
+    ("malformed-request", "two-hosts"),
+    ("unauthorized", "missing"),
+    ("unauthorized", "form"),
+    ("unauthorized", "unknown"),
+    ("rate-limited", "rate"),
+}
+"""Sentences that no request alone provokes; tests of their own, here, in test_hosts.py and test_auth.py, do."""
 
 
 def _requests() -> Iterator[Any]:

@@ -127,7 +127,7 @@ async def test_requests_are_refused_once_refusing_but_probes_and_metrics_answer(
     app = create_app(Settings(device="cpu"))
     app.state.service.begin_draining()
     app.state.service.begin_refusing()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         refused = await client.post("/v1/softmax", json={"logits": [1.0]})
         live = await client.get("/health/live")
         numbers = await client.get("/metrics")
@@ -222,6 +222,21 @@ def test_metrics_of_several_workers_are_added_up() -> None:
         ([], {"LOSS_DEVICE": "gpu"}, "LOSS_DEVICE (--device) should match"),
         ([], {"LOSS_DEVICE": "cuda:99"}, "device is cuda:99, but"),
         (["--root-path", "loss/"], {}, "LOSS_ROOT_PATH (--root-path) should match"),
+        (
+            ["--allowed-hosts", "a:80"],
+            {},
+            "LOSS_ALLOWED_HOSTS (--allowed-hosts) should be names without ports, such as",
+        ),
+        ([], {"LOSS_ALLOWED_HOSTS": "a,"}, "LOSS_ALLOWED_HOSTS (--allowed-hosts) should be names without ports"),
+        (["--allowed-hosts", "http://a"], {}, "separated by commas, but is 'http://a'"),
+        (["--cors-origins", "example.org"], {}, "LOSS_CORS_ORIGINS (--cors-origins) should be * or origins without"),
+        (["--cors-origins", "https://a/"], {}, "such as 'https://example.org', but is 'https://a/'"),
+        (["--rate-per-key", "5"], {}, "LOSS_RATE_PER_KEY is set, but no LOSS_API_KEYS"),
+        (["--api-keys", "k", "--rate-per-key", "0"], {}, "LOSS_RATE_PER_KEY (--rate-per-key) should be greater than 0"),
+        (["--api-keys", "k", "--rate-per-key", "nan"], {}, "(--rate-per-key) should be a finite number"),
+        ([], {"LOSS_API_KEYS": "no-such-file"}, "LOSS_API_KEYS must name a file with one key a line; there is no"),
+        (["--api-keys", "/"], {}, "LOSS_API_KEYS must name a file with one key a line; there is no such file"),
+        (["--api-keys", "x" * 300], {}, "the file that LOSS_API_KEYS names cannot be read: File name too long"),
         (["--tls-key", "no-such-file"], {}, "LOSS_TLS_CERT and LOSS_TLS_KEY go together"),
         (["--tls-cert", "a", "--tls-key", "b"], {}, "LOSS_TLS_CERT names a, which is not a file"),
         (["--drain-seconds", "inf"], {}, "LOSS_DRAIN_SECONDS (--drain-seconds) should be a finite number"),

@@ -31,7 +31,7 @@ def asked(use: Callable[[httpx.AsyncClient], Awaitable[Any]], table: Mapping[str
         transport = httpx.ASGITransport(app=app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://t") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             while (await client.get("/health/ready")).json()["status"] == "starting":  # noqa: ASYNC110 -- readiness is a page
                 await asyncio.sleep(0.001)
