@@ -409,7 +409,7 @@ async def test_refusals_are_counted_at_the_operator_they_were_for(stranger: http
             line.rpartition(" ")[2]
             for line in text.splitlines()
             if line.startswith("loss_requests_total{")
-            and all(word in line for word in ('"unauthorized"', '"softmax"', 'gradient="true"'))
+            and all(word in line for word in ('"unauthorized"', '"softmax"', 'gradient="true"', '"json"'))
         ]
 
     (before,) = await refused()
