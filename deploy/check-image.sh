@@ -202,7 +202,7 @@ services:
   loss-service:
     network_mode: host
     ports: !reset []
-    environment: {LOSS_HOST: 127.0.0.1, LOSS_PORT: "$PORT"}
+    environment: {LOSS_HOST: 127.0.0.1, LOSS_PORT: "$PORT", LOSS_ALLOWED_HOSTS: "localhost,127.0.0.1,loss-service"}
   prometheus:
     network_mode: host
     ports: !reset []
