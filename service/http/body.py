@@ -121,7 +121,7 @@ class RequestBody:
             yield chunk
 
     async def drain(self) -> None:
-        """Read on and throw away, up to DRAIN_BYTES or for DRAIN_SECONDS."""
+        """Read on and throw away, up to DRAIN_BYTES or for DRAIN_SECONDS, or until the service's own time is over."""
         if self._waits_for_continue:
             return
         dropped = 0
@@ -132,7 +132,7 @@ class RequestBody:
                     return
                 while not self._is_complete and dropped < DRAIN_BYTES:
                     dropped += len(await self._next())
-        except (TimeoutError, ClientDisconnectedError):
+        except (TimeoutError, ClientDisconnectedError, asyncio.CancelledError):
             return
 
     async def _next(self) -> bytes:
@@ -155,7 +155,10 @@ async def send_reply(send: Send, reply: Reply, headers: Iterable[tuple[bytes, by
 
 
 async def send_borrowed(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> bool:
-    """Send an answer whose pieces lie in memory that is to be used again; return whether it can be, all bytes gone."""
+    """Send an answer whose pieces lie in memory that is to be used again; return whether it can be, all bytes gone.
+
+    Raises ClientDisconnectedError when the caller leaves before.
+    """
     connection = connection_of(scope)
     if connection is None:
         await send_reply(send, reply, headers)
@@ -164,6 +167,7 @@ async def send_borrowed(send: Send, reply: Reply, headers: Iterable[tuple[bytes,
     try:
         await _send_start(send, reply, headers)
         for piece in _slices(reply.pieces):
+            connection.check_open()
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         # uvicorn waits, before it sends the next piece, until the transport holds no more than it may: here, nothing.
         await send({"type": "http.response.body", "body": b"", "more_body": False})

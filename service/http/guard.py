@@ -14,6 +14,7 @@ from typing import Any, cast
 import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import is_ssl
 
 EXTENSION = "service.connection"
 """Name of the ASGI extension."""
@@ -28,6 +29,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _body_bytes = 0
     """Bytes of the current request's body that went through the parser."""
+    _answered: RequestResponseCycle | None = None
+    """The request being answered: with pipelining it is not always the one read last."""
+    receiver: BodyReceiver | None = None
+    """Who has the connection while a body comes that the parser does not see."""
 
     def on_message_begin(self) -> None:
         """Start a request."""
@@ -46,6 +51,22 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_bytes += len(body)
         super().on_body(body)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request being answered, too; uvicorn tells only the one read last.
+
+        A TLS transport may choose whom it tells before the receiver has taken over, and tell afterwards.
+        """
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        super().connection_lost(exc)
+        if self.receiver is not None:
+            self.receiver.abandon()
+
     @property
     def body_bytes(self) -> int:
         """How much of the current request's body has come through the parser."""
@@ -53,6 +74,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def take_back(self) -> None:
         """Go on with the connection after a body that the parser never saw."""
+        self.receiver = None
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.transport.set_protocol(self)
@@ -96,14 +118,27 @@ class Connection:
         """Whether a body is on its way that the parser does not see."""
         return self._receiver is not None and self._receiver.remaining > 0
 
+    def check_open(self) -> None:
+        """Raise ClientDisconnectedError when nothing can be sent any more."""
+        if self.cycle.disconnected or self.cycle.transport.is_closing():
+            self.cycle.disconnected = True
+            raise ClientDisconnectedError
+
     def hold_nothing(self) -> None:
         """Let each piece of the answer wait until the one before has left, so that its memory can be used again."""
-        self.cycle.transport.set_write_buffer_limits(0)
+        transport = self.cycle.transport
+        if not transport.is_closing():
+            # A TLS transport pauses its writer when it holds as much as the limit, any other when it holds more.
+            transport.set_write_buffer_limits(1 if is_ssl(transport) else 0, 0)
 
     def hold_as_usual(self) -> None:
         """Undo `hold_nothing`."""
         if not self.cycle.transport.is_closing():
             self.cycle.transport.set_write_buffer_limits()
+
+
+NOWHERE = memoryview(b"")
+"""Where bytes go when none are wanted; even an empty part of a buffer would keep all of it."""
 
 
 class BodyReceiver(asyncio.BufferedProtocol):
@@ -113,8 +148,9 @@ class BodyReceiver(asyncio.BufferedProtocol):
         self._protocol = protocol
         self._cycle = cycle
         self.remaining = remaining
-        self._buffer = memoryview(b"")
+        self._buffer = NOWHERE
         self._filled: asyncio.Future[None] | None = None
+        protocol.receiver = self
         protocol.transport.set_protocol(self)
 
     async def receive_into(self, buffer: memoryview) -> None:
@@ -128,6 +164,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
             await self._filled
         finally:
             self._filled = None
+            self._buffer = NOWHERE
             if self.remaining:
                 self._protocol.flow.pause_reading()
 
@@ -162,8 +199,11 @@ class BodyReceiver(asyncio.BufferedProtocol):
         """Let the connection close: a body that ends early is never answered."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the endpoint that waits, and the HTTP protocol."""
+        """Pass the transport's word on to the HTTP protocol."""
         self._protocol.connection_lost(exc)
+
+    def abandon(self) -> None:
+        """Tell the endpoint that no more will come."""
         if self._filled is not None and not self._filled.done():
             self._filled.set_exception(ClientDisconnectedError())
 

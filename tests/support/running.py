@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +50,16 @@ class RunningService:
 
 
 @contextmanager
-def running_service(*flags: str, **environment: str) -> Iterator[RunningService]:
+def running_service(
+    *flags: str, program: Sequence[str] = ("-m", "service"), **environment: str
+) -> Iterator[RunningService]:
     """Start `loss-service serve` with these flags and variables, and end it afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         log_path = Path(folder, "log")
         with (
             log_path.open("w") as log,
             subprocess.Popen(
-                [sys.executable, "-m", "service", "serve", "--port", "0", *flags],
+                [sys.executable, *program, "serve", "--port", "0", *flags],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
