@@ -353,6 +353,10 @@ def test_a_caller_may_leave_while_the_answer_is_sent(service: Listening, how: ob
         how(connection)  # type: ignore[operator]
 
 
+LONGEST_TIDY_SECONDS = 20.0
+"""Unused memory is handed back within seconds."""
+
+
 def test_callers_who_leave_take_no_memory_with_them(service: Listening) -> None:
     def leave(after: int) -> None:
         connection = service.connect()
@@ -373,7 +377,10 @@ def test_callers_who_leave_take_no_memory_with_them(service: Listening) -> None:
         leave(6 << 20)
     service.wait_until_idle()
 
-    assert resident_bytes(service.service) - before < 100 << 20
+    end = time.monotonic() + LONGEST_TIDY_SECONDS
+    while resident_bytes(service.service) - before >= 64 << 20:
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_slow_readers_get_their_own_bytes_and_nobody_elses(service: Listening) -> None:
