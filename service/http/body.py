@@ -65,12 +65,15 @@ class RequestBody:
         """Return the whole body in writable memory, that of `take` when it is large.
 
         Once `prefix_bytes` are there, `padding(prefix, body_bytes)` says how many bytes to leave free before the body.
-        A body without a declared length is read in pieces first. Raises ContentTooLarge as `read` does.
+        A body without a declared length is read into memory that grows. Raises ContentTooLarge as `read` does.
         """
         self._check_declared(limit, too_large)
         size = self._declared
         if size is None or size <= KEPT_BYTES:
-            return memoryview(bytearray(await self.read(limit, too_large)))
+            grown = bytearray()
+            async for chunk in self._chunks(limit, too_large):
+                grown += chunk
+            return memoryview(grown)
         prefix = memoryview(bytearray(prefix_bytes))
         chunks = self._chunks(limit, too_large)
         first = await self._receive_some(prefix, size, chunks)

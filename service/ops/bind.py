@@ -199,7 +199,7 @@ def _bind_indices(
     numbers = array_of(wire.values).reshape(-1)
     if numbers.dtype == np.uint64 and (beyond := numbers > LARGEST_INT64).any():
         raise refuse("int64", int(beyond.argmax()), None)
-    indices = torch.from_numpy(numbers.astype(np.int64))
+    indices = torch.from_numpy(numbers.astype(np.int64, copy=False))
     skipped = indices == cast(LossOptions, request).ignore_index
     any_skipped = bool(skipped.any())
     if any_skipped:
