@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from service.engine.buffers import BufferPool
+from service.engine.buffers import SMALLEST_POOLED_BYTES, BufferPool
 from service.errors import NonFinite, element_pointer
 from service.ops import reduction, rowmath
 from service.ops.bind import Job
@@ -119,7 +119,8 @@ class Execution:
             return None, None
         options = cast(LossOptions, job.options)
         by_row = {name: tensor for name, tensor in job.tensors.items() if tensor.ndim == 1}
-        over = reduction.denominator(job.operator.row_weight(Rows(job.layout.rows, by_row, job.kept)), options)
+        rows = Rows(job.layout.rows, by_row, job.kept)
+        over = reduction.denominator(job.operator.row_weight(rows), rows.count, options)
         if any(output.shape == "reduced" or output.gradient for output in job.outputs):
             reduction.check_mean(over, options)
         return over, reduction.row_upstream(job.upstream, job.layout.rows, over) if job.gradient else None
@@ -152,11 +153,14 @@ class Execution:
         """Return where a result goes, in its own type, or float64 when it has one number a row."""
         layout = self.job.layout
         if output.shape != "classes":
-            return self._laid_out(torch.empty(layout.rows, dtype=torch.float64))
+            rows = torch.empty(layout.rows, dtype=torch.float64)
+            return rows if self._is_flat else self._laid_out(rows)
         if self._replaces_input(output):
             return self._laid_out(self.job.first)
-        dtype = self.job.dtype_of(output)
+        dtype = self.job.plan.dtypes[output.name]
         size = layout.rows * self._classes * dtype.itemsize
+        if size < SMALLEST_POOLED_BYTES:
+            return self._laid_out(torch.empty((layout.outer, layout.classes, layout.inner), dtype=dtype))
         buffer = self._pool.take(size)
         self._buffers.append(buffer)
         return self._laid_out(layout.view(buffer[:size].view(dtype)))
@@ -244,10 +248,7 @@ class Execution:
         for output in self.job.outputs:
             if output.name in self._nan_row:
                 self._refuse(output, self._nan_row[output.name])
-            tensor = self._finished(output)
-            if tensor.ndim == 0 and self.job.options.non_finite == "reject" and tensor.isnan():
-                self._refuse(output, None)
-            tensors[output.name] = tensor
+            tensors[output.name] = self._finished(output)
         return Answer(tensors, self._pool, self._buffers)
 
     def abandon(self) -> None:
@@ -256,15 +257,20 @@ class Execution:
         Answer({}, self._pool, self._buffers).release()
 
     def _finished(self, output: Output) -> Tensor:
-        dtype, shape = self.job.dtype_of(output), self.job.shape_of(output)
+        plan = self.job.plan
+        dtype, shape = plan.dtypes[output.name], plan.shapes[output.name]
         if output.shape == "scalar":
-            return torch.full((), cast(Denominator, self._denominator).total_weight, dtype=dtype)
+            return self._number(output, cast(Denominator, self._denominator).total_weight)
         result = self._results[output.name]
-        if output.shape == "reduced":
-            result = reduction.reduced(
-                result.view(-1), cast(Denominator, self._denominator), cast(LossOptions, self.job.options)
-            )
-        return result.to(dtype).reshape(shape)
+        if output.shape == "reduced" and cast(LossOptions, plan.options).reduction != "none":
+            return self._number(output, reduction.reduced(result.view(-1), cast(Denominator, self._denominator)))
+        return result.to(dtype).view(shape)
+
+    def _number(self, output: Output, value: float) -> Tensor:
+        if math.isnan(value) and self.job.options.non_finite == "reject":
+            self._refuse(output, None)
+        # By way of float64: torch refuses to fill a float32 with what only rounds to infinity.
+        return torch.full((), value, dtype=torch.float64).to(self.job.plan.dtypes[output.name])
 
     def _refuse(self, output: Output, row: int | None) -> None:
         layout, name = self.job.layout, self.job.operator.inputs[0].name

@@ -6,6 +6,7 @@ be at fault (`non-finite`, `undefined-mean`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from service.errors import DtypeMismatch, TargetOutOfRange, counted, element_name, element_pointer
 from service.ops.layout import Layout, unravel
-from service.ops.request import Request, TensorDescription, upstream_input, validate
+from service.ops.request import TensorDescription, upstream_input, validate
 from service.ops.spec import UPSTREAM, Input, LossOptions, Operator, Options, Output
 from service.tensors import DTYPES, Fields, Message, WireTensor, array_of
 
@@ -23,48 +24,70 @@ LARGEST_INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """A valid request, ready to be computed.
+class Plan:
+    """All that follows from a request's names, types, shapes and options, but from no element: the same for many.
 
     Attributes:
-        tensors: by input name, contiguous: `classes` inputs and soft targets as [outer, classes, inner] in their own
-            type, class indices as int64 [rows] (0 where skipped), weight as float64 [classes].
-        kept: bool [rows], False where a row is skipped; None when all are kept.
-        upstream: `grad_output` as [outer, classes, inner], or as float64 in the shape of the loss; None when it is 1.
         outputs: those wanted, in the operator's order.
-        owns_memory: whether the inputs lie in memory that may be overwritten.
+        shapes: of the outputs wanted, as the caller gets them, by name.
+        dtypes: their element types.
+        is_soft: whether the target holds class probabilities.
     """
 
     operator: Operator
     options: Options
+    gradient: bool
     layout: Layout
+    is_soft: bool
+    outputs: tuple[Output, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A valid request, ready to be computed.
+
+    Attributes:
+        plan: what it has in common with other requests like it.
+        tensors: by input name, contiguous: `classes` inputs and soft targets as [outer, classes, inner] in their own
+            type, class indices as int64 [rows] (0 where skipped), weight as float64 [classes].
+        kept: bool [rows], False where a row is skipped; None when all are kept.
+        upstream: `grad_output` as [outer, classes, inner], or as float64 in the shape of the loss; None when it is 1.
+        owns_memory: whether the inputs lie in memory that may be overwritten.
+    """
+
+    plan: Plan
     tensors: dict[str, Tensor]
     kept: Tensor | None
     upstream: Tensor | None
-    gradient: bool
-    outputs: tuple[Output, ...]
     owns_memory: bool = False
+
+    @property
+    def operator(self) -> Operator:
+        return self.plan.operator
+
+    @property
+    def options(self) -> Options:
+        return self.plan.options
+
+    @property
+    def layout(self) -> Layout:
+        return self.plan.layout
+
+    @property
+    def gradient(self) -> bool:
+        return self.plan.gradient
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The outputs wanted, in the operator's order."""
+        return self.plan.outputs
 
     @property
     def first(self) -> Tensor:
         """The input that rows and classes are counted by, [outer, classes, inner]."""
-        return self.tensors[self.operator.inputs[0].name]
-
-    def shape_of(self, output: Output) -> tuple[int, ...]:
-        """Return the shape in which the caller gets an output."""
-        if output.shape == "classes":
-            return self.layout.shape
-        if output.shape == "scalar" or (
-            output.shape == "reduced" and cast(LossOptions, self.options).reduction != "none"
-        ):
-            return ()
-        return self.layout.rows_shape
-
-    def dtype_of(self, output: Output) -> torch.dtype:
-        """Return the element type of an output."""
-        if output.type_of is not None:
-            return self.tensors[output.type_of].dtype
-        return torch.float64 if self.first.dtype == torch.float64 else torch.float32
+        return self.tensors[self.plan.operator.inputs[0].name]
 
 
 def fields_of(operator: Operator, *, gradient: bool) -> Fields:
@@ -79,51 +102,70 @@ def fields_of(operator: Operator, *, gradient: bool) -> Fields:
 
 def bind(operator: Operator, message: Message, *, gradient: bool) -> Job:
     """Check the message against the operator and return the job; raises the first error found."""
-    request = _validated(operator, message, gradient=gradient)
-    options = cast(Options, request)
+    plan = _planned(operator, message, gradient=gradient)
     tensors: dict[str, Tensor] = {}
     kept: Tensor | None = None
     for tensor in operator.inputs:
         if (wire := message.tensors.get(tensor.name)) is None:
             continue
-        if _holds_indices(tensor, request):
-            tensors[tensor.name], kept = _bind_indices(tensor, wire, request, operator)
+        if tensor.role == "indices" or (tensor.role == "target" and not plan.is_soft):
+            tensors[tensor.name], kept = _bind_indices(tensor, wire, plan)
         else:
-            tensors[tensor.name] = _bind_floating(tensor, wire, request)
-    return Job(
-        operator=operator,
-        options=options,
-        layout=request.layout,
-        tensors=tensors,
-        kept=kept,
-        upstream=_bind_upstream(operator, message, request),
-        gradient=gradient,
-        outputs=_wanted(operator, options, gradient=gradient),
-        owns_memory=message.owns_memory,
-    )
+            tensors[tensor.name] = _bind_floating(tensor, wire, plan)
+    return Job(plan, tensors, kept, _bind_upstream(message, plan), message.owns_memory)
 
 
-def _validated(operator: Operator, message: Message, *, gradient: bool) -> Request:
-    """Return the request model of a message, the one made before for a request that differs in its elements only."""
+def _planned(operator: Operator, message: Message, *, gradient: bool) -> Plan:
+    """Return the plan of a message, the one made before for a request that differs in its elements only."""
     described = tuple(
-        (name, tensor.shape, tensor.kind, tensor.type_name, tensor.is_literal)
+        (name, tensor.values.shape, tensor.values.dtype, tensor.is_literal, tensor.beyond_int64 is None)
         for name, tensor in message.tensors.items()
     )
     # The options as text, because 1, 1.0 and True are equal but not equally valid.
-    key = (operator, gradient, described, repr(message.options))
-    if (known := _known_requests.get(key)) is not None:
+    key = (operator, gradient, described, repr(message.options) if message.options else "")
+    if (known := _known_plans.get(key)) is not None:
         return known
+    plan = _plan(operator, message, gradient=gradient)
+    if len(_known_plans) >= MOST_KNOWN_PLANS:
+        _known_plans.clear()
+    _known_plans[key] = plan
+    return plan
+
+
+MOST_KNOWN_PLANS = 1024
+"""So many plans are remembered: callers send the same shapes and options again and again."""
+
+_known_plans: dict[object, Plan] = {}
+
+
+def _plan(operator: Operator, message: Message, *, gradient: bool) -> Plan:
     request = validate(operator, _descriptions(message), message.options, gradient=gradient)
-    if len(_known_requests) >= MOST_KNOWN_REQUESTS:
-        _known_requests.clear()
-    _known_requests[key] = request
-    return request
+    options, layout = cast(Options, request), request.layout
+    possible = operator.outputs_of(gradient=gradient)
+    wanted = [each for each in possible if (each.default if options.outputs is None else each.name in options.outputs)]
+    types = {
+        name: DTYPES[options.dtype].torch if tensor.is_literal else tensor.values.dtype
+        for name, tensor in message.tensors.items()
+    }
+    loss_type = torch.float64 if types[operator.inputs[0].name] == torch.float64 else torch.float32
+    return Plan(
+        operator=operator,
+        options=options,
+        gradient=gradient,
+        layout=layout,
+        is_soft=request.is_soft,
+        outputs=tuple(wanted),
+        shapes={output.name: _shape_of(output, layout, options) for output in wanted},
+        dtypes={output.name: types[output.type_of] if output.type_of else loss_type for output in wanted},
+    )
 
 
-MOST_KNOWN_REQUESTS = 1024
-"""So many validated requests are remembered: callers send the same shapes and options again and again."""
-
-_known_requests: dict[object, Request] = {}
+def _shape_of(output: Output, layout: Layout, options: Options) -> tuple[int, ...]:
+    if output.shape == "classes":
+        return layout.shape
+    if output.shape == "scalar" or (output.shape == "reduced" and cast(LossOptions, options).reduction != "none"):
+        return ()
+    return layout.rows_shape
 
 
 def _descriptions(message: Message) -> dict[str, TensorDescription]:
@@ -135,25 +177,14 @@ def _descriptions(message: Message) -> dict[str, TensorDescription]:
     }
 
 
-def _wanted(operator: Operator, options: Options, *, gradient: bool) -> tuple[Output, ...]:
-    possible = operator.outputs_of(gradient=gradient)
-    if options.outputs is None:
-        return tuple(output for output in possible if output.default)
-    return tuple(output for output in possible if output.name in options.outputs)
+def _bind_floating(tensor: Input, wire: WireTensor, plan: Plan) -> Tensor:
+    values = _read_as(tensor.name, wire, plan.options.dtype) if wire.is_literal else wire.values
+    return values.double() if tensor.role in ("weight", "loss") else plan.layout.view(values)
 
 
-def _holds_indices(tensor: Input, request: Request) -> bool:
-    return tensor.role == "indices" or (tensor.role == "target" and not request.is_soft)
-
-
-def _bind_floating(tensor: Input, wire: WireTensor, request: Request) -> Tensor:
-    values = _read_as(tensor.name, wire, cast(Options, request).dtype) if wire.is_literal else wire.values
-    return values.double() if tensor.role in ("weight", "loss") else request.layout.view(values)
-
-
-def _bind_upstream(operator: Operator, message: Message, request: Request) -> Tensor | None:
+def _bind_upstream(message: Message, plan: Plan) -> Tensor | None:
     wire = message.tensors.get(UPSTREAM)
-    return None if wire is None else _bind_floating(upstream_input(operator), wire, request)
+    return None if wire is None else _bind_floating(upstream_input(plan.operator), wire, plan)
 
 
 def _read_as(name: str, wire: WireTensor, dtype_name: str) -> Tensor:
@@ -176,37 +207,40 @@ def _read_as(name: str, wire: WireTensor, dtype_name: str) -> Tensor:
     return values
 
 
-def _bind_indices(
-    tensor: Input, wire: WireTensor, request: Request, operator: Operator
-) -> tuple[Tensor, Tensor | None]:
+def _bind_indices(tensor: Input, wire: WireTensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
     """Return class indices as int64 [rows], 0 where the row is skipped, and which rows are kept."""
-    name, like, classes = tensor.name, operator.inputs[0].name, request.layout.classes
-
-    def refuse(sentence: str, position: int, got: int | None) -> TargetOutOfRange:
-        index = unravel(position, wire.shape)
-        return TargetOutOfRange(
-            sentence,
-            pointer=element_pointer(name, index),
-            element=element_name(name, index),
-            expected="only 0" if classes == 1 else f"0 to {classes - 1}",
-            got=got,
-            like=like,
-            classes=counted(classes, "class", "classes"),
-        )
-
+    classes = plan.layout.classes
     if wire.beyond_int64 is not None:
-        raise refuse("int64", wire.beyond_int64, None)
+        raise _out_of_range("int64", tensor, wire, plan, wire.beyond_int64)
     numbers = array_of(wire.values).reshape(-1)
     if numbers.dtype == np.uint64 and (beyond := numbers > LARGEST_INT64).any():
-        raise refuse("int64", int(beyond.argmax()), None)
-    indices = torch.from_numpy(numbers.astype(np.int64, copy=False))
-    skipped = indices == cast(LossOptions, request).ignore_index
-    any_skipped = bool(skipped.any())
-    if any_skipped:
-        indices = indices.masked_fill(skipped, 0)
-    if len(indices):
-        lowest, highest = torch.aminmax(indices)
-        if lowest < 0 or highest >= classes:
-            position = int(((indices < 0) | (indices >= classes)).nonzero()[0])
-            raise refuse("range", position, int(indices[position]))
-    return indices, ~skipped if any_skipped else None
+        raise _out_of_range("int64", tensor, wire, plan, int(beyond.argmax()))
+    numbers = numbers.astype(np.int64, copy=False)
+    if not len(numbers):
+        return torch.from_numpy(numbers), None
+    ignored = cast(LossOptions, plan.options).ignore_index
+    # Extremes are a fraction of the price of comparing every element, and mostly they are all there is to know.
+    lowest, highest = numbers.min(), numbers.max()
+    kept = None
+    if lowest <= ignored <= highest and (skipped := numbers == ignored).any():
+        numbers, kept = np.where(skipped, 0, numbers), torch.from_numpy(~skipped)
+        lowest, highest = numbers.min(), numbers.max()
+    if lowest < 0 or highest >= classes:
+        position = int(((numbers < 0) | (numbers >= classes)).argmax())
+        raise _out_of_range("range", tensor, wire, plan, position, got=int(numbers[position]))
+    return torch.from_numpy(numbers), kept
+
+
+def _out_of_range(
+    sentence: str, tensor: Input, wire: WireTensor, plan: Plan, position: int, *, got: int | None = None
+) -> TargetOutOfRange:
+    index, classes = unravel(position, wire.shape), plan.layout.classes
+    return TargetOutOfRange(
+        sentence,
+        pointer=element_pointer(tensor.name, index),
+        element=element_name(tensor.name, index),
+        expected="only 0" if classes == 1 else f"0 to {classes - 1}",
+        got=got,
+        like=plan.operator.inputs[0].name,
+        classes=counted(classes, "class", "classes"),
+    )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from service.ops import examples, rowmath
 from service.ops.log_softmax import write_log_probs
-from service.ops.nll_loss import LOSS, TOTAL_WEIGHT, WEIGHT, target_weight
+from service.ops.nll_loss import LOSS, TOTAL_WEIGHT, WEIGHT, mean_weight
 from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
 from service.ops.spec import Buffers, Input, LossOptions, Operator, Output, Rows, TemperatureOptions
 
@@ -51,9 +51,9 @@ def value_and_gradient(rows: Rows, upstream: Tensor, options: CrossEntropyOption
     _compute(rows, upstream, options, out)
 
 
-def row_weight(rows: Rows) -> Tensor:
-    """Return what each row counts in `mean`: its class weight, or 1 when the target holds probabilities."""
-    return target_weight(rows) if "target" in rows.tensors else torch.ones(rows.count, dtype=torch.float64)
+def row_weight(rows: Rows) -> Tensor | None:
+    """Return what each row counts in `mean`: its class weight, or 1 (None) when the target holds probabilities."""
+    return mean_weight(rows) if "target" in rows.tensors else None
 
 
 def _is_soft(rows: Rows) -> bool:

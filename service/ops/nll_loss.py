@@ -24,6 +24,11 @@ def target_weight(rows: Rows) -> Tensor:
     return chosen if rows.kept is None else chosen.masked_fill(~rows.kept, 0.0)
 
 
+def mean_weight(rows: Rows) -> Tensor | None:
+    """Return what each row counts in `mean`: the same; None when every row counts 1."""
+    return None if rows.kept is None and rows.get("weight") is None else target_weight(rows)
+
+
 def forward(rows: Rows, options: LossOptions, out: Buffers) -> None:
     """Write the loss of each row."""
     if "loss" not in out:
@@ -62,7 +67,7 @@ OPERATOR = Operator(
     options=LossOptions,
     forward=forward,
     value_and_gradient=value_and_gradient,
-    row_weight=target_weight,
+    row_weight=mean_weight,
     example={
         "log_probs": [[-0.4148, -2.3407, -1.4136], [-0.9864, -1.054, -1.2783]],
         "target": [0, 1],

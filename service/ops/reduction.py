@@ -28,9 +28,9 @@ class Denominator:
     divisor: float
 
 
-def denominator(row_weights: Tensor, options: LossOptions) -> Denominator:
-    """Sum what each row counts (float64 [rows]) and choose the divisor that the options ask for."""
-    total_weight = _total(row_weights)
+def denominator(row_weights: Tensor | None, rows: int, options: LossOptions) -> Denominator:
+    """Sum what each row counts (float64 [rows]; None: 1) and choose the divisor that the options ask for."""
+    total_weight = float(rows) if row_weights is None else total(row_weights)
     if options.reduction != "mean":
         return Denominator(total_weight, 1.0)
     return Denominator(total_weight, total_weight if options.normalizer is None else options.normalizer)
@@ -42,21 +42,28 @@ def check_mean(over: Denominator, options: LossOptions) -> None:
         raise UndefinedMean("zero")
 
 
-def reduced(row_losses: Tensor, over: Denominator, options: LossOptions) -> Tensor:
-    """Reduce the losses of the rows (float64 [rows]) as the options say: float64 [rows] or a scalar."""
-    if options.reduction == "none":
-        return row_losses
-    return torch.full((), _total(row_losses), dtype=torch.float64).div_(over.divisor)
+def reduced(row_losses: Tensor, over: Denominator) -> float:
+    """Return the loss of a request: the sum of the losses of its rows (float64 [rows]) over the divisor."""
+    return _quotient(total(row_losses), over.divisor)
 
 
 def row_upstream(upstream: Tensor | None, rows: int, over: Denominator) -> Tensor:
     """Return the derivative of the answer by each row's loss: float64 [rows], from `grad_output` (default 1)."""
     if upstream is None:
-        return torch.ones(rows, dtype=torch.float64).div_(over.divisor)
+        return torch.full((rows,), _quotient(1.0, over.divisor), dtype=torch.float64)
     return upstream.double().reshape(-1).div(over.divisor).expand(rows).contiguous()
 
 
-def _total(values: Tensor) -> float:
-    # NumPy's pairwise sum runs in one thread and in an order that follows from the length alone; torch's does not.
+def total(values: Tensor) -> float:
+    """Sum float64 [rows] in an order that follows from their number alone."""
+    # NumPy's pairwise sum runs in one thread; torch's order depends on the number of threads.
     with np.errstate(invalid="ignore", over="ignore"):
         return float(np.add.reduce(values.numpy()))
+
+
+def _quotient(dividend: float, divisor: float) -> float:
+    """Divide as IEEE 754 says, by 0 too."""
+    if divisor:
+        return dividend / divisor
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.float64(dividend) / divisor)

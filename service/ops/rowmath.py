@@ -40,7 +40,8 @@ class Distribution(NamedTuple):
         top: the index of the largest class, the first of equals, int64 [rows, 1].
         peak: m [rows, 1].
         log_partition: ln S as float64 [rows, 1].
-        confident: bool [rows, 1], whether the largest class has more than half of the probability; None: no row's has.
+        confident: bool [rows, 1], whether the largest class has more than half of the probability; None where no row's
+            has and nobody needs to look.
         others: 1 - q of the largest class, summed from the others [rows, 1]; None when no row is confident.
     """
 
@@ -77,7 +78,9 @@ def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Dist
     if top is None:
         top = index_of_largest(logits)
     peak = logits.gather(1, top)
-    probs = _softmax(logits, peak, out)
+    if logits.shape[1] <= SHORT_ROW and logits.device.type == "cpu":
+        return _of_short_rows(logits, peak, top, out)
+    probs = torch.softmax(logits, 1, out=out)
     largest = probs.gather(1, top)
     excess = None
     if probs.dtype == torch.float32 and probs.shape[1] >= LONG_ROW:
@@ -94,13 +97,21 @@ def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Dist
     return Distribution(probs, excess, top, peak, log_partition, confident, others)
 
 
-def _softmax(logits: Tensor, peak: Tensor, out: Tensor) -> Tensor:
-    if logits.shape[1] > SHORT_ROW or logits.device.type != "cpu":
-        return torch.softmax(logits, 1, out=out)
-    # torch's softmax takes 100 ns for a row however short, and torch.exp twice as long as NumPy's in float64.
-    array = torch.sub(logits, peak, out=out).numpy()
+def _of_short_rows(logits: Tensor, peak: Tensor, top: Tensor, out: Tensor) -> Distribution:
+    """Compute the same with S - 1 summed from the other classes in every row: ln S = log1p(S - 1).
+
+    torch's softmax takes 100 ns for a row however short, and torch.exp twice as long as NumPy's in float64.
+    """
+    probs = torch.sub(logits, peak, out=out)
+    array = probs.numpy()
     np.exp(array, out=array)
-    return out.div_(out.sum(1, keepdim=True))
+    own = probs.gather(1, top)  # 1, or NaN: then the row is NaN
+    rest = probs.scatter_(1, top, 0.0).sum(1, keepdim=True).mul_(own)
+    partition = rest + 1.0
+    probs.scatter_(1, top, own).div_(partition)
+    log_partition = rest.log1p()
+    others = rest.div_(partition)
+    return Distribution(probs, None, top, peak, log_partition.double(), others < CONFIDENT, others)
 
 
 def index_of_largest(values: Tensor) -> Tensor:

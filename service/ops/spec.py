@@ -184,7 +184,8 @@ class Operator:
         value_and_gradient: the same and the gradient, in one pass. `upstream` is float64 [rows] for losses (the
             derivative of the answer by the row's loss, denominator included), else [rows, classes].
         row_weight: float64 [rows], what a row counts in `mean`, from class indices and weight alone (nothing of
-            [rows, classes] is given to it); None for operators that do not reduce.
+            [rows, classes] is given to it), or None where every row counts 1; no function in operators that do not
+            reduce.
         example: a request that a reader can run, tensors as nested lists; the service answers it before it is ready.
         gradient_example: the same for the gradient.
         examples: more of them, that show what the options are for.
@@ -200,7 +201,7 @@ class Operator:
     value_and_gradient: Callable[[Rows, Tensor, Any, Buffers], None]
     example: Mapping[str, Any]
     gradient_example: Mapping[str, Any]
-    row_weight: Callable[[Rows], Tensor] | None = None
+    row_weight: Callable[[Rows], Tensor | None] | None = None
     examples: tuple[Example, ...] = ()
     formula: str = ""
     gradient_formula: str = ""
