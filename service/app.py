@@ -20,7 +20,7 @@ from service.http.hosts import Hosts
 from service.http.pages import page_routes
 from service.http.probes import check_examples, probe_router
 from service.http.problems import install_handlers
-from service.http.routes import operator_endpoints, operator_routes
+from service.http.routes import OperatorRoute, operator_endpoints
 from service.http.state import State
 from service.ops import OPERATORS
 from service.ops.spec import Operator
@@ -85,7 +85,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.router.routes.extend(operator_routes(endpoints))
+    app.router.routes.append(OperatorRoute(endpoints))
     app.include_router(probe_router(operators, engine, settings, state))
     app.router.routes.extend(page_routes(has_keys=settings.api_keys is not None))
     install_handlers(app, operators)

@@ -151,10 +151,10 @@ class RequestBody:
 async def send_reply(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
     """Send a whole answer."""
     await _send_start(send, reply, headers)
-    pieces = list(_slices(reply.pieces))
+    pieces = list(_slices(reply.pieces)) or [b""]
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": pieces[-1] if pieces else b"", "more_body": False})
+    await send({"type": "http.response.body", "body": pieces[-1], "more_body": False})
 
 
 async def send_borrowed(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> bool:
@@ -163,15 +163,16 @@ async def send_borrowed(send: Send, reply: Reply, headers: Iterable[tuple[bytes,
     Raises ClientDisconnectedError when the caller leaves before.
     """
     connection = connection_of(scope)
-    if connection is None:
+    is_small = sum(map(len, reply.pieces)) <= KEPT_BYTES
+    if connection is None or is_small:
         await send_reply(send, reply, headers)
-        return False
+        return is_small  # a copy was sent
+    await _send_start(send, reply, headers)
+    for piece in _slices(reply.pieces):
+        connection.check_open()
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
     connection.hold_nothing()
     try:
-        await _send_start(send, reply, headers)
-        for piece in _slices(reply.pieces):
-            connection.check_open()
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
         # uvicorn waits, before it sends the next piece, until the transport holds no more than it may: here, nothing.
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:

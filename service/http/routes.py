@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar, cast
 
-from starlette.routing import Route
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from service.engine.buffers import BufferPool
 from service.engine.scheduler import Engine
 from service.errors import ERRORS, ContentTooLarge, Draining, Internal, RequestError
 from service.http.body import RequestBody, refuse, send_borrowed, send_reply
-from service.http.exchange import Exchange, exchange_of
+from service.http.exchange import Exchange, exchange_of, path_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
 from service.http.guard import ClientDisconnectedError
 from service.http.problems import Reply, problem
@@ -168,7 +169,8 @@ class Borrowed:
 
 def largest_answer(job: Job, wanted: Format) -> int:
     """Return how many bytes the answer can take at most, in a format."""
-    outputs = [(job.shape_of(output), job.dtype_of(output)) for output in job.outputs]
+    plan = job.plan
+    outputs = [(plan.shapes[output.name], plan.dtypes[output.name]) for output in plan.outputs]
     if wanted == "json":
         return json_codec.largest_answer(outputs, job.options.encoding)
     return safetensors_codec.answer_bytes(outputs)
@@ -194,6 +196,21 @@ def operator_endpoints(
     }
 
 
-def operator_routes(endpoints: Mapping[str, OperatorEndpoint]) -> list[Route]:
-    """Return the routes of the endpoints."""
-    return [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
+class OperatorRoute(BaseRoute):
+    """The way to all endpoints, by exact path: one look-up, however many operators there are."""
+
+    def __init__(self, endpoints: Mapping[str, OperatorEndpoint]) -> None:
+        self._endpoints = endpoints
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Say whether there is an endpoint at a path."""
+        endpoint = self._endpoints.get(path_of(scope)) if scope["type"] == "http" else None
+        if endpoint is None:
+            return Match.NONE, {}
+        return Match.FULL if scope["method"] == "POST" else Match.PARTIAL, {"endpoint": endpoint}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to its endpoint."""
+        if scope["method"] != "POST":
+            raise HTTPException(405, headers={"Allow": "POST"})
+        await scope["endpoint"](scope, receive, send)
