@@ -15,7 +15,9 @@ COPY constraints.txt ./
 RUN torch="$(grep '^torch==' constraints.txt)" \
  && if [ "$VARIANT" = cpu ]; then torch="$torch+cpu"; fi \
  && /opt/venv/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$torch"
-COPY pyproject.toml README.md LICENSE ./
+# A C compiler for the passes over rows; it stays behind in this stage.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY service ./service
 RUN /opt/venv/bin/pip install -c constraints.txt . \
  && /opt/venv/bin/pip uninstall -y pip

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from service.ops import examples, rowmath
+from service.ops import examples, native, rowmath
 from service.ops.log_softmax import write_log_probs
 from service.ops.nll_loss import LOSS, TOTAL_WEIGHT, WEIGHT, mean_weight
 from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
@@ -80,13 +80,16 @@ def _compute(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, 
 
 def _against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffers) -> None:
     """Compute with all the mass of a row on one class: (m - z_y) + ln S, and w_y (q - [j = y])."""
+    if native.computes(logits):
+        _compiled_against_index(rows, logits, slope, out)
+        return
     column = rows["target"].unsqueeze(1)
     own_logit = logits.gather(1, column)
     computed = rowmath.distribution(logits, rowmath.scratch(logits, out.get("grad_logits")))
-    write_log_probs(logits, computed, out)
+    write_log_probs(logits, computed.partition, out)
     weight = _weight_of(column, rows)
     if "loss" in out:
-        loss = (computed.peak - own_logit) + computed.log_partition
+        loss = (computed.partition.peak - own_logit) + computed.partition.log
         out["loss"].copy_((loss if weight is None else rowmath.times(weight, loss)).squeeze(1))
     if slope is None:
         return
@@ -100,6 +103,19 @@ def _against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffer
         entry = torch.where(computed.confident & (column == computed.top), -computed.others, entry)
     gradient = torch.mul(probs, computed.per_excess(slope), out=out["grad_logits"])
     gradient.scatter_(1, column, entry.mul_(slope))
+
+
+def _compiled_against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffers) -> None:
+    """Compute the same in one call."""
+    weight = None if rows.get("weight") is None else rows["weight"][rows["target"]]
+    if slope is not None:
+        slope = slope.view(-1) if weight is None else slope.view(-1) * weight
+    loss = out["loss"] if "loss" in out else torch.empty(rows.count, dtype=torch.float64)
+    rest, peak = native.cross_entropy(logits, rows["target"], slope, loss, out.get("grad_logits"))
+    if "log_probs" in out or "logsumexp" in out:
+        write_log_probs(logits, rowmath.Partition(peak, rest.log1p_()), out)
+    if weight is not None:
+        loss.copy_(rowmath.times(weight, loss))
 
 
 def _against_smoothed_index(
@@ -125,9 +141,9 @@ def _against_smoothed_index(
         else:
             spread_part = _weighed(logits, peak, spread, buffer)
     computed = rowmath.distribution(logits, buffer, top)
-    write_log_probs(logits, computed, out)
+    write_log_probs(logits, computed.partition, out)
     if "loss" in out:
-        out["loss"].copy_((own_part + spread_part + total * computed.log_partition).squeeze(1))
+        out["loss"].copy_((own_part + spread_part + total * computed.partition.log).squeeze(1))
     if slope is None:
         return
     probs = computed.normalized()
@@ -150,9 +166,9 @@ def _against_probabilities(
     if "loss" in out:
         weighed = _weighed(logits, logits.gather(1, top), mass, buffer)
     computed = rowmath.distribution(logits, buffer, top)
-    write_log_probs(logits, computed, out)
+    write_log_probs(logits, computed.partition, out)
     if "loss" in out:
-        out["loss"].copy_((weighed + total * computed.log_partition).squeeze(1))
+        out["loss"].copy_((weighed + total * computed.partition.log).squeeze(1))
     if slope is not None:
         gradient = computed.probs.mul_(computed.per_excess(total)).sub_(mass)
         rowmath.balance(gradient, computed, 2 * mass.gather(1, computed.top) >= total)

@@ -13,19 +13,20 @@ from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
 from service.ops.spec import Buffers, Operator, Output, Rows, TemperatureOptions
 
 
-def write_log_probs(logits: Tensor, computed: rowmath.Distribution, out: Buffers) -> None:
-    """Write `log_probs` and `logsumexp`, those that are wanted, from logits [rows, classes] and their softmax."""
+def write_log_probs(logits: Tensor, partition: rowmath.Partition, out: Buffers) -> None:
+    """Write `log_probs` and `logsumexp`, those that are wanted, from logits [rows, classes]."""
     if "log_probs" in out:
-        shifted = torch.sub(logits, computed.peak, out=out["log_probs"])
-        shifted.sub_(computed.log_partition.to(shifted.dtype))
+        shifted = torch.sub(logits, partition.peak, out=out["log_probs"])
+        shifted.sub_(partition.log.to(shifted.dtype))
     if "logsumexp" in out:
-        out["logsumexp"].copy_(computed.logsumexp.squeeze(1))
+        out["logsumexp"].copy_(partition.logsumexp.squeeze(1))
 
 
 def forward(rows: Rows, options: TemperatureOptions, out: Buffers) -> None:
     """Write `log_probs` and `logsumexp`."""
     logits = scaled(rows["logits"], options.temperature)
-    write_log_probs(logits, rowmath.distribution(logits, rowmath.scratch(logits, out.get("log_probs"))), out)
+    computed = rowmath.distribution(logits, rowmath.scratch(logits, out.get("log_probs")))
+    write_log_probs(logits, computed.partition, out)
 
 
 def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions, out: Buffers) -> None:
@@ -33,7 +34,7 @@ def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions
     logits = scaled(rows["logits"], options.temperature)
     gradient = rowmath.scratch(logits, out.get("grad_logits"))
     computed = rowmath.distribution(logits, gradient)
-    write_log_probs(logits, computed, out)
+    write_log_probs(logits, computed.partition, out)
     if "grad_logits" not in out:
         return
     balanced = None

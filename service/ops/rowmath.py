@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from service.ops import native
+
 LONG_ROW = 1 << 12
 """From this many classes on float32 probabilities are summed again: torch's softmax sums in 16 lanes, each serially,
 and its S loses digits (2850 units in the last place at 2 million classes)."""
@@ -31,6 +33,23 @@ def computation_dtype(dtype: torch.dtype, classes: int, *, accurate: bool) -> to
     return torch.float32
 
 
+class Partition(NamedTuple):
+    """What the softmax of rows is divided by, S e^m.
+
+    Attributes:
+        peak: m [rows, 1].
+        log: ln S as float64 [rows, 1].
+    """
+
+    peak: Tensor
+    log: Tensor
+
+    @property
+    def logsumexp(self) -> Tensor:
+        """m + ln S, float64 [rows, 1]; an infinite m is itself the answer, since S is NaN there."""
+        return torch.where(self.peak.isinf(), self.peak, self.peak + self.log)
+
+
 class Distribution(NamedTuple):
     """The softmax of rows, and what its logarithm is made of.
 
@@ -38,8 +57,7 @@ class Distribution(NamedTuple):
         probs: q times `excess` [rows, classes].
         excess: the sum of `probs`, which should be 1, [rows, 1]; None where it is taken for 1.
         top: the index of the largest class, the first of equals, int64 [rows, 1].
-        peak: m [rows, 1].
-        log_partition: ln S as float64 [rows, 1].
+        partition: m and ln S.
         confident: bool [rows, 1], whether the largest class has more than half of the probability; None where no row's
             has and nobody needs to look.
         others: 1 - q of the largest class, summed from the others [rows, 1]; None when no row is confident.
@@ -48,8 +66,7 @@ class Distribution(NamedTuple):
     probs: Tensor
     excess: Tensor | None
     top: Tensor
-    peak: Tensor
-    log_partition: Tensor
+    partition: Partition
     confident: Tensor | None
     others: Tensor | None
 
@@ -61,11 +78,6 @@ class Distribution(NamedTuple):
         """Return what `probs` are to be multiplied by for q times `factor` [rows, 1]."""
         return factor if self.excess is None else factor / self.excess
 
-    @property
-    def logsumexp(self) -> Tensor:
-        """m + ln S, float64 [rows, 1]; an infinite m is itself the answer, since S is NaN there."""
-        return torch.where(self.peak.isinf(), self.peak, self.peak + self.log_partition)
-
 
 def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Distribution:
     """Compute the softmax of each row of `logits` [rows, classes] into `out`, which may be `logits` itself.
@@ -75,6 +87,8 @@ def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Dist
     from the other classes. Source: Blanchard, Higham and Higham, *Accurately computing the log-sum-exp and softmax
     functions*, 2021, section 4.
     """
+    if native.computes(logits):
+        return _compiled(logits, out)
     if top is None:
         top = index_of_largest(logits)
     peak = logits.gather(1, top)
@@ -89,16 +103,23 @@ def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Dist
     log_partition = largest.double().log().neg_()
     confident = largest > CONFIDENT
     if not confident.any():
-        return Distribution(probs, excess, top, peak, log_partition, None, None)
+        return Distribution(probs, excess, top, Partition(peak, log_partition), None, None)
     others = sum_of_others(probs, top)
     if excess is not None:
         others.div_(excess)
     log_partition = torch.where(confident, torch.log1p(others.double() / largest), log_partition)
-    return Distribution(probs, excess, top, peak, log_partition, confident, others)
+    return Distribution(probs, excess, top, Partition(peak, log_partition), confident, others)
+
+
+def _compiled(logits: Tensor, out: Tensor) -> Distribution:
+    """Compute the same with S - 1 summed from the other classes in every row: ln S = log1p(S - 1)."""
+    rest, peak, top = native.softmax(logits, out)
+    others = (rest / (rest + 1.0)).to(out.dtype)
+    return Distribution(out, None, top, Partition(peak, rest.log1p_()), others < CONFIDENT, others)
 
 
 def _of_short_rows(logits: Tensor, peak: Tensor, top: Tensor, out: Tensor) -> Distribution:
-    """Compute the same with S - 1 summed from the other classes in every row: ln S = log1p(S - 1).
+    """Do the same with NumPy's exponential.
 
     torch's softmax takes 100 ns for a row however short, and torch.exp twice as long as NumPy's in float64.
     """
@@ -111,7 +132,7 @@ def _of_short_rows(logits: Tensor, peak: Tensor, top: Tensor, out: Tensor) -> Di
     probs.scatter_(1, top, own).div_(partition)
     log_partition = rest.log1p()
     others = rest.div_(partition)
-    return Distribution(probs, None, top, peak, log_partition.double(), others < CONFIDENT, others)
+    return Distribution(probs, None, top, Partition(peak, log_partition.double()), others < CONFIDENT, others)
 
 
 def index_of_largest(values: Tensor) -> Tensor:

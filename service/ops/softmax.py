@@ -44,7 +44,7 @@ def _compute(rows: Rows, options: TemperatureOptions, out: Buffers) -> rowmath.D
     computed = rowmath.distribution(logits, out["probs"] if "probs" in out else torch.empty_like(logits))
     computed.normalized()
     if "logsumexp" in out:
-        out["logsumexp"].copy_(computed.logsumexp.squeeze(1))
+        out["logsumexp"].copy_(computed.partition.logsumexp.squeeze(1))
     return computed
 
 

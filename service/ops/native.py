@@ -1,0 +1,110 @@
+"""The passes over rows that are compiled from C (`rows.c`): one call where torch takes a dozen, each over the row.
+
+The libraries are made when the package is installed. Where there is none that fits the processor, and on other devices,
+`computes` says no and torch does the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+
+_Function = Callable[..., None]
+
+
+class _Library(NamedTuple):
+    """The functions for one element type."""
+
+    softmax: _Function
+    cross_entropy: _Function
+
+
+def _variant() -> str:
+    """Return which vector instructions this processor has, in the words of the build."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "base"
+    return torch.backends.cpu.get_cpu_capability().lower()
+
+
+def load(path: Path) -> dict[torch.dtype, _Library]:
+    """Return the functions of a library by element type; nothing where it is not there or made for another system."""
+    if not path.is_file() or sys.byteorder != "little":
+        return {}
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return {}
+    loaded = {}
+    for dtype, suffix in ((torch.float32, "float"), (torch.float64, "double")):
+        softmax, cross_entropy = library[f"softmax_{suffix}"], library[f"cross_entropy_{suffix}"]
+        softmax.argtypes = (_POINTER, _COUNT, _COUNT, *[_POINTER] * 4)
+        cross_entropy.argtypes = (_POINTER, _COUNT, _COUNT, *[_POINTER] * 6)
+        softmax.restype = cross_entropy.restype = None
+        loaded[dtype] = _Library(softmax, cross_entropy)
+    return loaded
+
+
+_LIBRARIES = load(Path(__file__).with_name(f"rows-{_variant()}.so"))
+
+
+def computes(logits: Tensor) -> bool:
+    """Whether rows in this type and place can be computed here."""
+    return logits.dtype in _LIBRARIES and logits.device.type == "cpu" and logits.is_contiguous()
+
+
+class Rows(NamedTuple):
+    """What rows come to beside their probabilities.
+
+    Attributes:
+        rest: S - 1, the sum of e^(z_j - m) over all classes but the largest, float64 [rows, 1].
+        peak: m, the largest logit, [rows, 1].
+        top: its first place, int64 [rows, 1].
+    """
+
+    rest: Tensor
+    peak: Tensor
+    top: Tensor
+
+
+def softmax(logits: Tensor, out: Tensor) -> Rows:
+    """Write the softmax of each row of `logits` [rows, classes] to `out`, contiguous, which may be `logits` itself."""
+    rows, classes = logits.shape
+    rest = torch.empty((rows, 1), dtype=torch.float64)
+    peak, top = torch.empty((rows, 1), dtype=logits.dtype), torch.empty((rows, 1), dtype=torch.int64)
+    _LIBRARIES[logits.dtype].softmax(
+        logits.data_ptr(), rows, classes, out.data_ptr(), rest.data_ptr(), peak.data_ptr(), top.data_ptr()
+    )
+    return Rows(rest, peak, top)
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, slope: Tensor | None, loss: Tensor, grad: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Write the loss of each row, ln S + m - z_y, to `loss` (float64 [rows]), and slope (q - [j = y]) to `grad`.
+
+    `target` is int64 [rows], in range; `slope` float64 [rows]; `grad` may be `logits` itself, or None. All contiguous.
+    Returns `rest` and `peak` as `softmax` does.
+    """
+    rows, classes = logits.shape
+    rest, peak = torch.empty((rows, 1), dtype=torch.float64), torch.empty((rows, 1), dtype=logits.dtype)
+    _LIBRARIES[logits.dtype].cross_entropy(
+        logits.data_ptr(),
+        rows,
+        classes,
+        target.data_ptr(),
+        None if slope is None else slope.data_ptr(),
+        loss.data_ptr(),
+        None if grad is None else grad.data_ptr(),
+        rest.data_ptr(),
+        peak.data_ptr(),
+    )
+    return rest, peak

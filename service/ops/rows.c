@@ -1,0 +1,87 @@
+/* The passes over the classes of a row that everything else is made of, for float and double.
+ *
+ * For a row z of C logits: m = max z, t the first place of m, e_j = e^(z_j - m), R = sum of e_j over j != t, S = 1 + R.
+ * R is summed apart from the 1 so that ln S = log1p(R) and 1 - q_t = R / S keep their digits in confident rows.
+ *
+ * The order of every operation is written out: LANES sums beside each other, flushed to double every FLUSH chunks, and
+ * fused multiply-adds only where fma stands. So a row has the same bits on every processor, whatever the width of its
+ * vectors, provided the compiler neither reorders nor contracts (-ffp-contract=off, no -ffast-math).
+ *
+ * `out` may be `logits` itself. A NaN anywhere in a row, and an infinite m, make R and all of the row NaN.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+/* e^(x + low) for x <= 0 within 1 unit in the last place, gradual underflow included; 0 for -infinity, NaN for NaN.
+ * Range reduction by Cody and Waite; the polynomial is that of Cephes (float), Taylor's (double). */
+INLINE float exp_float(float x, float low) {
+    x = x < -104.0f ? -104.0f : x;
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, which lies in the low bits */
+    union { float f; int32_t i; } n, a, b;
+    n.f = fmaf(x, 1.44269504088896341f, magic);
+    int32_t i = n.i - 0x4B400000, half = i >> 1;
+    float k = n.f - magic;
+    float r = fmaf(k, -0.693145751953125f, x);
+    r = fmaf(k, -1.42860682030941723212e-6f, r) + low;
+    float p = 1.9875691500e-4f;
+    p = fmaf(p, r, 1.3981999507e-3f);
+    p = fmaf(p, r, 8.3334519073e-3f);
+    p = fmaf(p, r, 4.1665795894e-2f);
+    p = fmaf(p, r, 1.6666665459e-1f);
+    p = fmaf(p, r, 5.0000001201e-1f);
+    p = fmaf(p, r * r, r) + 1.0f;
+    a.i = (int32_t)((uint32_t)(half + 127) << 23);
+    b.i = (int32_t)((uint32_t)(i - half + 127) << 23);
+    return p * a.f * b.f;
+}
+
+INLINE double exp_double(double x, double low) {
+    x = x < -746.0 ? -746.0 : x;
+    const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
+    union { double f; int64_t i; } n, a, b;
+    n.f = fma(x, 1.44269504088896340736, magic);
+    int64_t i = n.i - 0x4338000000000000, half = i >> 1;
+    double k = n.f - magic;
+    double r = fma(k, -6.93147180369123816490e-01, x);
+    r = fma(k, -1.90821492927058770002e-10, r) + low;
+    double p = 1.0 / 6227020800.0;
+    p = fma(p, r, 1.0 / 479001600.0);
+    p = fma(p, r, 1.0 / 39916800.0);
+    p = fma(p, r, 1.0 / 3628800.0);
+    p = fma(p, r, 1.0 / 362880.0);
+    p = fma(p, r, 1.0 / 40320.0);
+    p = fma(p, r, 1.0 / 5040.0);
+    p = fma(p, r, 1.0 / 720.0);
+    p = fma(p, r, 1.0 / 120.0);
+    p = fma(p, r, 1.0 / 24.0);
+    p = fma(p, r, 1.0 / 6.0);
+    p = fma(p, r, 0.5);
+    p = fma(p, r * r, r) + 1.0;
+    a.i = (int64_t)((uint64_t)(half + 1023) << 52);
+    b.i = (int64_t)((uint64_t)(i - half + 1023) << 52);
+    return p * a.f * b.f;
+}
+
+#define LANES 64
+#define FLUSH 16
+
+#define T float
+#define NAME(name) name##_float
+#define EXP exp_float
+#include "rows.inc"
+#undef T
+#undef NAME
+#undef EXP
+
+#define T double
+#define NAME(name) name##_double
+#define EXP exp_double
+#include "rows.inc"

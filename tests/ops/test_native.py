@@ -1,0 +1,93 @@
+"""The compiled passes over rows: there when a compiler was, the same bits on every processor, and never needed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.truth import truth_of, worst_error
+from service.ops import native
+from tests.support.asking import ask
+from tests.support.batches import same_bits
+
+DTYPES = (torch.float32, torch.float64)
+
+needs_library = pytest.mark.skipif(not native._LIBRARIES, reason="no library fits this processor")
+
+
+def test_the_library_is_there_where_a_compiler_is() -> None:
+    if shutil.which("cc") is None or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("no C compiler, or no library for this processor")
+
+    assert set(native._LIBRARIES) == set(DTYPES)
+
+
+def rows_like(classes: int, dtype: torch.dtype) -> Tensor:
+    """Return ordinary, far-off, confident, masked and broken rows."""
+    torch.manual_seed(classes)
+    logits = torch.randn(60, classes, dtype=torch.float64) * 3
+    logits[10:20] += 1e4
+    logits[20:30] *= 30
+    logits[30:40, 0] += 40
+    logits[40:50] = logits[40:50].masked_fill(torch.rand(10, classes) < 0.5, -torch.inf)
+    logits[50], logits[51], logits[52, -1], logits[53, 0] = -torch.inf, 0.0, torch.nan, torch.inf
+    return logits.to(dtype)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 63, 64, 65, 1000, 1024, 5000])
+def test_wide_and_narrow_vectors_give_the_same_bits(
+    classes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(native.__file__).parent
+    variants = [name for name in ("avx512", "avx2") if (folder / f"rows-{name}.so").is_file()]
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or len(variants) < 2:
+        pytest.skip("this processor runs one variant only")
+    logits, target = rows_like(classes, dtype), torch.randint(classes, (60,))
+    slope = torch.randn(60, dtype=torch.float64)
+
+    results = []
+    for variant in variants:
+        monkeypatch.setattr(native, "_LIBRARIES", native.load(folder / f"rows-{variant}.so"))
+        probs, grad, loss = torch.empty_like(logits), torch.empty_like(logits), torch.empty(60, dtype=torch.float64)
+        found = native.softmax(logits, probs)
+        native.cross_entropy(logits, target, slope, loss, grad)
+        results.append([probs, *found, loss, grad])
+
+    assert all(same_bits(wide, narrow) for wide, narrow in zip(*results, strict=True))
+
+
+@needs_library
+@pytest.mark.parametrize("classes", [2, 10, 700, 5000, 100_000])
+def test_errors_stay_within_a_few_units_where_torch_has_dozens(classes: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(200_000 // classes + 1, classes) * 5
+    target = torch.randint(classes, logits.shape[:1])
+    truth = truth_of(logits, target)
+    probs, loss = torch.empty_like(logits), torch.empty(len(logits), dtype=torch.float64)
+    grad = torch.empty_like(logits)
+
+    native.softmax(logits, probs)
+    native.cross_entropy(logits, target, torch.ones(len(logits), dtype=torch.float64), loss, grad)
+
+    assert worst_error(probs, truth.probs) < 4
+    assert worst_error(grad, truth.gradient) < 4
+    assert worst_error(loss.float(), truth.loss) < 3
+
+
+@pytest.mark.parametrize("classes", [10, 700, 5000])
+def test_without_the_library_torch_gives_the_same_answers(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(50, classes) * 5
+    fields = {"logits": logits, "target": torch.randint(classes, (50,)), "reduction": "none"}
+    compiled = ask("cross-entropy", gradient=True, **fields)
+    monkeypatch.setattr(native, "_LIBRARIES", {})
+
+    by_torch = ask("cross-entropy", gradient=True, **fields)
+
+    for name, expected in compiled.items():
+        assert torch.allclose(by_torch[name], expected, rtol=1e-5, atol=1e-7), name
