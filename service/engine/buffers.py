@@ -21,11 +21,13 @@ ALIGNMENT_BYTES = 1 << 16
 class BufferPool:
     """Byte buffers by size, kept up to a total and lent to one user at a time.
 
-    Where a buffer given back finds no room, sizes that nobody has given back for longest make it.
+    Where a buffer given back finds no room, sizes that nobody has given back for longest make it. With `pinned`,
+    buffers of pooled sizes lie in page-locked memory, which a GPU copies to and from while the host goes on.
     """
 
-    def __init__(self, most_kept_bytes: int) -> None:
+    def __init__(self, most_kept_bytes: int, *, pinned: bool = False) -> None:
         self._most_kept_bytes = most_kept_bytes
+        self._pinned = pinned
         self._kept_bytes = 0
         self._kept: OrderedDict[int, list[Tensor]] = OrderedDict()
         self._last_used: dict[int, float] = {}
@@ -45,7 +47,7 @@ class BufferPool:
             if size in self._kept:
                 self._last_used[size] = time.monotonic()
                 return self._pop(size)
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
 
     def give_back(self, buffer: Tensor) -> None:
         """Take a buffer back; nobody may hold a view of it any longer."""

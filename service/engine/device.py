@@ -1,8 +1,11 @@
-"""Which device computes: the CPU, or one CUDA device."""
+"""Which device computes, the CPU or one CUDA device, and how a thread works on it."""
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -33,3 +36,27 @@ def choose_device(name: str) -> torch.device:
             f"device is {name}, but there are {count} CUDA devices (cuda:0 to cuda:{count - 1})"
         )
     return device
+
+
+_own = threading.local()
+
+
+@contextmanager
+def lane(device: torch.device) -> Iterator[None]:
+    """Let the calling thread work on a device in an order of its own, and wait at the end for what it began there.
+
+    On CUDA every thread has a stream, so that one uploads a block while another's is computed and a third's comes back.
+    Copies then return at once where the memory of the host is pinned; until the end it must stay as it is.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    streams: dict[torch.device, torch.cuda.Stream] = _own.__dict__.setdefault("streams", {})
+    stream = streams.get(device)
+    if stream is None:
+        stream = streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # not annotated
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        stream.synchronize()
