@@ -16,6 +16,7 @@ from service.engine.scheduler import Engine
 from service.http.auth import Keys, read_keys
 from service.http.docs import install_openapi
 from service.http.envelope import Envelope
+from service.http.explore import explorer_routes
 from service.http.hosts import Hosts
 from service.http.pages import page_routes
 from service.http.probes import check_examples, probe_router
@@ -88,6 +89,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     app.router.routes.append(OperatorRoute(endpoints))
     app.include_router(probe_router(operators, engine, settings, state))
     app.router.routes.extend(page_routes(has_keys=settings.api_keys is not None))
+    app.router.routes.extend(explorer_routes(has_keys=settings.api_keys is not None))
     install_handlers(app, operators)
     install_openapi(app, operators, has_keys=settings.api_keys is not None)
     app.add_middleware(

@@ -9,6 +9,7 @@ import shlex
 import string
 from collections.abc import Iterable, Mapping
 from functools import partial
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -28,7 +29,7 @@ POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'self'; img-src 'self' data:; connect-src {connections}; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What a page may load: its own files. Only the documentation runs a script, and calls the service."""
+"""What a page may load: its own files. Only the documentation and the explorer run scripts, and call the service."""
 
 
 def _headers(*, scripted: bool) -> dict[str, str]:
@@ -41,7 +42,7 @@ def _headers(*, scripted: bool) -> dict[str, str]:
 
 
 SECURITY_HEADERS = _headers(scripted=False)
-DOCS_HEADERS = _headers(scripted=True)
+SCRIPTED_HEADERS = _headers(scripted=True)
 
 MEDIA_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -74,9 +75,23 @@ def joined(pieces: Iterable[Markup]) -> Markup:
     return Markup("\n".join(pieces))
 
 
+def asset_reply(request: Request, name: str, content: bytes) -> Response:
+    """Return a file of a page, or 304 when the browser has it. It asks each time, so that no two releases mix."""
+    tag = f'"{sha256(content).hexdigest()[:32]}"'
+    headers = {**SECURITY_HEADERS, "Cache-Control": "no-cache", "ETag": tag}
+    known = {one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")}
+    if tag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
+
+
 def page(name: str, *, headers: Mapping[str, str] = SECURITY_HEADERS, **words: str) -> Response:
     """Return an HTML page with its `$words` filled in, each escaped unless it is Markup."""
-    text = fill(read_asset(name).decode(), **words)
+    return page_reply(fill(read_asset(name).decode(), **words), headers=headers)
+
+
+def page_reply(text: Markup, *, headers: Mapping[str, str]) -> Response:
+    """Return the answer that is a page."""
     # The front page shows the address that it was reached at, so a shared cache must not keep it.
     return Response(text, media_type=MEDIA_TYPES["html"], headers={**headers, "Cache-Control": "no-cache"})
 
@@ -151,7 +166,6 @@ async def front(request: Request, *, has_keys: bool) -> Response:
         ),
         answer=shown_json(recorded()["answers"][path]["example"]),
         operators=joined(_operator_card(operator) for operator in OPERATORS.values()),
-        explorer=_explorer_link(request),
     )
 
 
@@ -169,30 +183,24 @@ def _operator_card(operator: Operator) -> Markup:
     )
 
 
-def _explorer_link(request: Request) -> Markup:
-    exists = any(getattr(route, "path", None) == "/explore" for route in request.app.routes)
-    return Markup('<li><a href="explore">Explorer</a> see what cross-entropy does, live</li>' if exists else "")
-
-
 async def docs(request: Request) -> Response:
     """The API documentation."""
-    return page("docs.html", headers=DOCS_HEADERS)
+    return page("docs.html", headers=SCRIPTED_HEADERS)
 
 
 async def asset(request: Request) -> Response:
     """A file of the pages; names come from a fixed list."""
     name = request.path_params["name"]
     if name not in ASSETS:
-        return _not_found(request)
-    headers = {**SECURITY_HEADERS, "Cache-Control": "public, max-age=3600"}
-    return Response(read_asset(name), media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
+        return not_found(request)
+    return asset_reply(request, name, read_asset(name))
 
 
 async def problem_page(request: Request) -> Response:
     """What a problem type means and how to mend the request."""
     error = ERRORS.get(request.path_params["code"])
     if error is None:
-        return _not_found(request)
+        return not_found(request)
     provoked = recorded()["problems"].get(error.code, {})
     return page(
         "problem.html",
@@ -250,7 +258,8 @@ def _neighbours(error: type[RequestError]) -> Markup:
     return Markup(f'<section>\n{heading}\n<ul class="links">\n{links}\n</ul>\n</section>' if others else "")
 
 
-def _not_found(request: Request) -> Response:
+def not_found(request: Request) -> Response:
+    """Return the problem that says that there is no such page."""
     reply = problem(NotFound("path"), request_id_of(request.scope))
     return Response(b"".join(reply.pieces), reply.status, media_type=reply.media_type)
 
