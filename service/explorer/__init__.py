@@ -22,6 +22,7 @@ ASSETS = (
     "options.js",
     "result.js",
     "margin.js",
+    "plot.js",
     "problems.js",
 )
 """What the page loads: modules that a browser runs as they are, and a style sheet."""

@@ -2,32 +2,14 @@
 // usage: node drive.mjs ADDRESS CHROMIUM FOLDER_FOR_SCREENSHOTS
 import { join } from "node:path";
 import { chromium } from "playwright-core";
+import { openWatched } from "./watching.mjs";
 
 const [address, executablePath, folder] = process.argv.slice(2);
-const origin = new URL(address).origin;
 const seen = { complaints: [], foreign: [], executed: [], overflowing: [], unfocused: [], closed: [] };
 
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 
-async function open(path, { width = 1280, colorScheme = "light" } = {}) {
-  const page = await browser.newPage({ viewport: { width, height: 900 }, colorScheme });
-  page.on("console", (message) => {
-    if (["error", "warning"].includes(message.type())) seen.complaints.push(`${path}: ${message.text()}`);
-  });
-  page.on("pageerror", (error) => seen.complaints.push(`${path}: ${error.message}`));
-  page.on("requestfailed", (request) => seen.complaints.push(`${path}: ${request.url()} failed`));
-  page.on("request", (request) => {
-    const url = new URL(request.url());
-    if (!["data:", "blob:"].includes(url.protocol) && url.origin !== origin) seen.foreign.push(request.url());
-  });
-  await page.addInitScript(() => {
-    document.addEventListener("securitypolicyviolation", (event) => {
-      console.error(`policy: ${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`);
-    });
-  });
-  await page.goto(address + path, { waitUntil: "networkidle" });
-  return page;
-}
+const open = (path, look) => openWatched(browser, address + path, seen, look);
 
 async function screenshot(path, name, options) {
   const page = await open(path, options);

@@ -21,13 +21,19 @@ pytestmark = pytest.mark.browser
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the browser saw of every page."""
+def find_tools() -> tuple[str, str]:
+    """Return where Node and Chromium are."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     node = shutil.which("node")
     assert chromium, "no Chromium found; install it or set CHROMIUM"
     assert node, "no node found"
+    return node, chromium
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the browser saw of every page."""
+    node, chromium = find_tools()
     folder = tmp_path_factory.mktemp("screenshots")
     with running_service() as service:
         service.wait_until_ready()

@@ -21,7 +21,7 @@ export class Editor {
     );
     const headings = [element("th", { scope: "col" }, "row"), element("td"), ...classes];
     if (!isSoft) headings.push(element("th", { scope: "col" }, "target"));
-    headings.push(element("th", { scope: "col" }, "loss"));
+    headings.push(element("td", { "aria-hidden": "true", class: "head" }, "softmax"), element("th", { scope: "col" }, "loss"));
     this.#lines = this.#state.rows.map((_, number) => this.#line(number));
     byId("table").replaceChildren(
       element("thead", {}, element("tr", {}, headings)),
@@ -44,20 +44,22 @@ export class Editor {
       element("label", {}, select, ` ${number}`),
     );
     const logits = this.#cells(number, "logits", "Logit");
-    const loss = element("output", { "aria-label": `Loss of row ${number}` });
+    const loss = element("output", { "aria-live": "off", "aria-label": `Loss of row ${number}` });
     const last = element("td", { rowspan: isSoft ? 2 : 1, class: "row-loss" }, loss);
+    const parts = Array.from({ length: classesOf(this.#state) }, () => element("span"));
+    const spark = element("td", { rowspan: isSoft ? 2 : 1, "aria-hidden": "true" }, element("span", { class: "spark" }, parts));
     const first = [heading, letter("z"), ...logits.map(inCell)];
     if (isSoft) {
       const probs = this.#cells(number, "probs", "Target probability");
       const rows = [
-        element("tr", {}, first, last),
+        element("tr", {}, first, spark, last),
         element("tr", {}, letter("p"), probs.map(inCell)),
       ];
-      return { group: element("tbody", {}, rows), select, logits, probs, loss };
+      return { group: element("tbody", {}, rows), select, logits, probs, parts, loss };
     }
     const target = this.#target(number);
-    const group = element("tbody", {}, element("tr", {}, first, element("td", {}, target), last));
-    return { group, select, logits, target, loss };
+    const group = element("tbody", {}, element("tr", {}, first, element("td", {}, target), spark, last));
+    return { group, select, logits, target, parts, loss };
   }
 
   #cells(number, name, label) {
@@ -101,9 +103,15 @@ export class Editor {
     });
   }
 
-  /** Write the losses of the rows, or none. */
-  draw(losses) {
-    this.#lines.forEach((line, number) => put(line.loss, losses?.[number]));
+  /** Write the loss of every row and draw its softmax, where they are known. */
+  draw(losses, probs) {
+    this.#lines.forEach((line, number) => {
+      put(line.loss, losses?.[number], 5);
+      line.parts.forEach((part, place) => {
+        part.style.setProperty("--size", probs?.[number][place] ?? 0);
+        part.classList.toggle("wanted", !this.#state.isSoft && this.#state.rows[number].target === place);
+      });
+    });
   }
 }
 

@@ -33,9 +33,24 @@ export function shown(value, digits = 4) {
   return text.replace(/-/g, "−");
 }
 
+/** Return a number of the size of a probability with four decimals, so that columns of them line up. */
+export function shownPart(value) {
+  const isPlain = Number.isFinite(value) && (value === 0 || (Math.abs(value) >= 5e-5 && Math.abs(value) < 1000));
+  return isPlain && !Number.isInteger(value) ? value.toFixed(4).replace("-", "−") : shown(value, 2);
+}
+
 /** Put a number into an element: rounded for the reader, exact in its title. */
 export function put(target, value, digits) {
-  target.textContent = shown(value, digits);
+  fill(target, value, shown(value, digits));
+}
+
+/** The same, with four decimals. */
+export function putPart(target, value) {
+  fill(target, value, shownPart(value));
+}
+
+function fill(target, value, text) {
+  target.textContent = text;
   if (value === undefined || value === null) {
     delete target.dataset.value;
     target.removeAttribute("title");

@@ -108,7 +108,7 @@ function draw() {
   // ln q of a probability too small for its type is still there in the logits.
   const logq = probs?.map((q, j) => (q > 0.5 ? Math.log(q) : row.logits[j] / state.temperature - logsumexp));
   stage.draw({ probs, gradient: gradient?.grad_logits[place], share: target.share });
-  editor.draw(rows?.loss);
+  editor.draw(rows?.loss, softmax?.probs);
   drawResult(state, {
     loss: Array.isArray(gradient?.loss) ? undefined : gradient?.loss,
     totalWeight: gradient?.total_weight,

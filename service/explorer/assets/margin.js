@@ -1,21 +1,30 @@
 // The unstable route beside the fused one, in float32, and the margins at which it breaks.
-import { byId, drawn, element, listenForNumbers, put, refill, shown } from "./elements.js";
+import { byId, element, listenForNumbers, put, refill } from "./elements.js";
 import { apart, firstBroken, fused } from "./float32.js";
+import { plot } from "./plot.js";
 
 const MOST = 120;
 const STEP = 0.25;
-const SPACE = { left: 34, right: 14, top: 30, bottom: 44 };
-const HEIGHT = 280;
 const TARGET = 1;
+const SMALLEST_NORMAL = 2 ** -126;
+const LOST_DIGITS = 1e-6;
 
 const rowOf = (margin) => [margin, 0];
 
+const MARGINS = Array.from({ length: MOST / STEP + 1 }, (_, step) => step * STEP);
+
+/** Return the points of a line over the margins, as far as it has any. */
+const points = (route, height) =>
+  MARGINS.map((margin) => [margin, height(route(rowOf(margin), TARGET))]).filter(([, value]) => Number.isFinite(value));
+
+const formula = (letter) => [element("i", {}, letter), element("sub", {}, element("i", {}, "k"))];
+
 const LINES = [
-  ["loss", ["loss"], "loss"],
-  ["probability", [element("i", {}, "q"), element("sub", {}, element("i", {}, "k"))], "probability"],
-  ["logarithmSlope", ["slope of the logarithm"], null],
-  ["softmaxSlope", ["slope of softmax"], null],
-  ["gradient", ["gradient by ", element("i", {}, "z"), element("sub", {}, element("i", {}, "k"))], "gradient"],
+  ["loss", () => ["loss"]],
+  ["probability", () => formula("q")],
+  ["logarithmSlope", () => ["slope of the logarithm, −1 / ", ...formula("q")]],
+  ["softmaxSlope", () => ["slope of softmax, ", ...formula("q"), " (1 − ", ...formula("q"), ")"]],
+  ["gradient", () => ["gradient by ", ...formula("z")]],
 ];
 
 export class Margin {
@@ -32,7 +41,7 @@ export class Margin {
     slider.addEventListener("input", () => this.#set(Number(slider.value)));
     listenForNumbers(number, (value) => this.#set(Math.min(MOST, Math.max(0, value))), { step: 0.5 });
     byId("ask-margin").addEventListener("click", () => onask(rowOf(this.#margin), TARGET));
-    new ResizeObserver(() => this.#drawPlot()).observe(byId("margin-plot"));
+    new ResizeObserver(() => this.#drawPlots()).observe(byId("plots"));
     this.#draw();
   }
 
@@ -43,11 +52,11 @@ export class Margin {
 
   #buildTable() {
     const body = byId("routes").tBodies[0];
-    for (const [name, label, inFused] of LINES) {
+    for (const [name, label] of LINES) {
       const left = element("td", { "data-route": "apart", "data-name": name });
       const right = element("td", { "data-route": "fused", "data-name": name });
-      this.#cells[name] = { left, right, inFused };
-      body.append(element("tr", {}, element("th", { scope: "row" }, label), left, right));
+      this.#cells[name] = { left, right };
+      body.append(element("tr", {}, element("th", { scope: "row" }, label()), left, right));
     }
   }
 
@@ -56,68 +65,76 @@ export class Margin {
     refill(byId("margin-number"), this.#margin);
     const broken = apart(rowOf(this.#margin), TARGET);
     const whole = fused(rowOf(this.#margin), TARGET);
-    for (const [name, { left, right, inFused }] of Object.entries(this.#cells)) {
+    for (const [name, { left, right }] of Object.entries(this.#cells)) {
       put(left, broken[name], 6);
       left.classList.toggle("broken", !Number.isFinite(broken[name]));
-      if (inFused) put(right, whole[inFused], 6);
+      if (name in whole) put(right, whole[name], 6);
       else right.textContent = "not needed";
     }
-    byId("verdict").textContent = this.#verdict(broken, whole);
-    this.#drawPlot();
+    const words = verdict(broken, whole);
+    if (byId("verdict").textContent !== words) byId("verdict").textContent = words;
+    this.#drawPlots();
   }
 
-  #verdict({ loss, probability, gradient }, whole) {
-    if (loss === Infinity) {
-      return "The probability of the target is less than float32 can hold and became 0: the loss is Infinity, and the gradient infinity times 0, NaN. The fused loss is the margin.";
-    }
-    if (Number.isNaN(gradient)) {
-      return `The probability ${shown(probability)} is so small that 1 / q overflows: infinity times a number near 0 is no gradient. The loss has lost its digits, too.`;
-    }
-    const error = Math.abs(loss - whole.loss) / whole.loss;
-    if (probability < 2 ** -126) return "The probability is below what float32 holds with all its digits; the loss is losing them.";
-    return error > 1e-5
-      ? "The probability of the target is so close to 1 that its logarithm loses digits; the fused route keeps them."
-      : "Both routes agree, as far as float32 goes.";
-  }
-
-  #drawPlot() {
-    const svg = byId("margin-plot");
-    const width = Math.max(240, svg.clientWidth);
-    svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    const x = (margin) => SPACE.left + (margin / MOST) * (width - SPACE.left - SPACE.right);
-    const y = (loss) => HEIGHT - SPACE.bottom - (loss / MOST) * (HEIGHT - SPACE.top - SPACE.bottom);
-    const margins = Array.from({ length: MOST / STEP + 1 }, (_, step) => step * STEP);
-    const line = (route) =>
-      margins
-        .map((margin) => [margin, route(rowOf(margin), TARGET).loss])
-        .filter(([, loss]) => Number.isFinite(loss))
-        .map(([margin, loss]) => `${x(margin).toFixed(1)},${y(loss).toFixed(1)}`)
-        .join(" ");
-    const ticks = [0, 20, 40, 60, 80, 100, 120].map((margin) => text(x(margin), HEIGHT - 26, margin, "middle"));
-    const heights = [40, 80, 120].map((loss) => text(SPACE.left - 6, y(loss) + 4, loss, "end"));
+  #drawPlots() {
     const [nan, infinite] = [this.#firstNaN, this.#firstInfinite];
-    const end = y(apart(rowOf(infinite - 0.02), TARGET).loss);
-    svg.replaceChildren(
-      svg.querySelector("title"),
-      drawn("rect", { class: "zone", x: x(nan), y: SPACE.top, width: x(MOST) - x(nan), height: HEIGHT - SPACE.top - SPACE.bottom }),
-      drawn("rect", { class: "zone", x: x(infinite), y: SPACE.top, width: x(MOST) - x(infinite), height: HEIGHT - SPACE.top - SPACE.bottom }),
-      drawn("path", { class: "axis", d: `M${x(0)},${SPACE.top}V${y(0)}H${x(MOST)}` }),
-      ...ticks,
-      ...heights,
-      text(x(0) + 8, SPACE.top + 10, "loss", "start", "small"),
-      text(x(MOST / 2), HEIGHT - 6, "margin", "middle", "small"),
-      text(x(MOST), SPACE.top - 18, `gradient NaN from ${nan.toFixed(1)}`, "end", "bad"),
-      text(x(MOST), SPACE.top - 4, `loss Infinity from ${infinite.toFixed(1)}`, "end", "bad"),
-      drawn("polyline", { class: "fused", points: line(fused) }),
-      drawn("polyline", { class: "apart", points: line(apart) }),
-      drawn("path", { class: "apart", d: `M${x(infinite)},${end}V${SPACE.top}` }),
-      drawn("path", { class: "here", d: `M${x(this.#margin)},${SPACE.top}V${y(0)}` }),
-      drawn("circle", { class: "dot", cx: x(this.#margin), cy: y(fused(rowOf(this.#margin), TARGET).loss), r: 5 }),
-      text(x(50), y(50) - 12, "fused", "end", "name-fused"),
-      text(x(50) + 8, y(50) + 18, "softmax, then log", "start", "name-apart"),
-    );
+    const here = this.#margin;
+    const losses = points(apart, ({ loss }) => loss);
+    losses.push([infinite, losses.at(-1)[1]], [infinite, MOST]);
+    plot(byId("loss-plot"), {
+      most: MOST,
+      range: [0, MOST],
+      heights: [40, 80, 120].map((loss) => [loss, loss]),
+      xName: "margin",
+      yName: "loss",
+      zones: [infinite],
+      titles: [`Infinity from ${infinite.toFixed(1)}`],
+      lines: [
+        { kind: "fused", points: points(fused, ({ loss }) => loss) },
+        { kind: "apart", points: losses },
+      ],
+      here,
+      dot: fused(rowOf(here), TARGET).loss,
+      names: [
+        { x: 48, y: 56, text: "fused", anchor: "end", kind: "name-fused" },
+        { x: 53, y: 43, text: "softmax, then log", anchor: "start", kind: "name-apart" },
+      ],
+    });
+    const size = (name) => points(apart, (route) => Math.log10(Math.abs(route[name])));
+    plot(byId("slope-plot"), {
+      most: MOST,
+      range: [-48, 42],
+      heights: [[38, "10³⁸"], [0, "1"], [-45, "10⁻⁴⁵"]],
+      xName: "margin",
+      yName: "size of the slopes",
+      zones: [nan],
+      titles: [`product NaN from ${nan.toFixed(1)}`],
+      lines: [
+        { kind: "slope-logarithm", points: size("logarithmSlope") },
+        { kind: "slope-softmax", points: size("softmaxSlope") },
+        { kind: "slope-product", points: size("gradient") },
+      ],
+      here,
+      names: [
+        { x: 52, y: 27, text: "of the logarithm", anchor: "end", kind: "name-logarithm" },
+        { x: 56, y: 3, text: "their product", anchor: "start", kind: "name-product" },
+        { x: 52, y: -30, text: "of softmax", anchor: "end", kind: "name-softmax" },
+      ],
+    });
   }
 }
 
-const text = (x, y, words, anchor, kind = "") =>
-  drawn("text", { x: x.toFixed(1), y: y.toFixed(1), "text-anchor": anchor, class: kind }, String(words));
+/** Say what became of the route apart. */
+function verdict({ loss, probability, gradient }, whole) {
+  const isOff = Math.abs(loss - whole.loss) > LOST_DIGITS * whole.loss;
+  if (loss === Infinity) {
+    return "The probability of the target is less than float32 can hold and became 0. Its logarithm is infinite, and the gradient infinity times 0: NaN. The fused loss is the margin, and its gradient −1.";
+  }
+  if (Number.isNaN(gradient)) {
+    return `1 / q is more than float32 can hold: the chain rule takes infinity from infinity, and the gradient is NaN. The loss is still there${isOff ? ", but its last digits are wrong" : ""}.`;
+  }
+  if (probability < SMALLEST_NORMAL) return "The probability is so small that float32 holds it with fewer digits. The next step breaks the gradient.";
+  return isOff
+    ? "The digits of the loss are going: rounded to float32, the probability knows too little of what its logarithm needs."
+    : "Both routes agree: the two slopes are still numbers of float32.";
+}

@@ -4,7 +4,7 @@ const LN = (probabilities) => probabilities.map((p) => Number(Math.log(p).toFixe
 
 export const PRESETS = [
   {
-    name: "One class came",
+    name: "One-hot target",
     rows: [{ logits: [1.1316, -0.7943, 0.1328], target: 0 }],
     story:
       "The class that came was 0, so the target is all on it, and of the whole sum one term is left: the loss is −ln q₀, " +

@@ -19,16 +19,28 @@ export function showProblem(problem) {
     control.removeAttribute("aria-errormessage");
   }
   const controls = problem?.pointer ? controlsAt(problem.pointer) : [];
-  const own = controls[0]?.closest("[data-messages]")?.querySelector(".message");
-  const slot = problem?.status === 401 ? byId("key-message") : (own ?? byId("message"));
-  for (const other of document.querySelectorAll(".message")) if (other !== slot || !problem) other.replaceChildren();
+  const slot = problem && slotOf(problem, controls);
+  for (const other of document.querySelectorAll(".message")) if (other !== slot) write(other, "", []);
   if (!problem) return;
   for (const control of controls) {
     control.setAttribute("aria-invalid", "true");
     control.setAttribute("aria-errormessage", slot.id);
   }
-  if (slot.dataset.detail === problem.detail && slot.hasChildNodes()) return;
-  slot.dataset.detail = problem.detail;
-  const more = problem.type ? [" ", element("a", { href: problem.type.replace(/^\//, "") }, "How to mend it")] : [];
-  slot.replaceChildren(problem.detail, ...more);
+  const mend = problem.type ? [" ", element("a", { href: problem.type.replace(/^\//, "") }, "How to mend it")] : [];
+  write(slot, problem.detail, [problem.detail, ...mend]);
+  if (slot !== byId("message")) {
+    write(byId("message"), slot.id, ["There is no answer: ", element("a", { href: `#${slot.id}` }, "see why"), "."]);
+  }
+}
+
+function slotOf(problem, controls) {
+  if (problem.status === 401) return byId("key-message");
+  return controls[0]?.closest("[data-messages]")?.querySelector(".message") ?? byId("message");
+}
+
+/** Fill a message, unless it says so already: it would be read out again. */
+function write(slot, key, children) {
+  if (slot.dataset.key === key) return;
+  slot.dataset.key = key;
+  slot.replaceChildren(...children);
 }

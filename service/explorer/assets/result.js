@@ -3,7 +3,7 @@ import { byId, drawn, element, put, shown } from "./elements.js";
 import { divergence, entropy } from "./formulas.js";
 
 const SPEAK_AFTER_MS = 700;
-const FRAME = { left: 30, right: 290, top: 10, bottom: 142 };
+const FRAME = { left: 34, right: 280, top: 10, bottom: 142 };
 const LEAST_HEIGHT = 5;
 
 let speaking = null;
@@ -44,11 +44,11 @@ function derivation(state, { rowLoss, logq, target }) {
   const only = target.share.indexOf(1);
   if (only < 0) {
     const weights = target.total === 1 ? "" : `${shown(target.total)} × `;
-    return [`${of}${weights}−Σ `, ...variable("p"), " ln ", ...variable("q"), ` = ${shown(rowLoss)}`];
+    return [`${of}${weights}−Σ `, ...variable("p"), " ln ", ...variable("q"), ` = ${shown(rowLoss, 5)}`];
   }
   const weight = target.total === 1 ? "" : `${shown(target.total)} × `;
-  const q = shown(Math.exp(logq[only]));
-  return [of, weight, "−ln ", ...variable("q", only), ` = ${weight}−ln ${q} = ${shown(rowLoss)}`];
+  const q = shown(Math.exp(logq[only]), 5);
+  return [of, weight, "−ln ", ...variable("q", only), ` = ${weight}−ln ${q} = ${shown(rowLoss, 5)}`];
 }
 
 /** Return the numbers beside the loss. */
@@ -70,7 +70,7 @@ function facts(state, { totalWeight, logq, logsumexp, target, rows }) {
   if (rows > 1 || state.weight) lines.push([["total weight"], totalWeight, "total-weight"]);
   return lines.map(([label, value, name, text]) => {
     const number = element("dd", { "data-fact": name }, text ?? []);
-    if (!text) put(number, value);
+    if (!text) put(number, value, 5);
     return element("div", {}, element("dt", {}, label), number);
   });
 }
@@ -95,13 +95,13 @@ function drawCurve(logq, target) {
     label(right, bottom + 17, "1", "middle"),
     label((left + right) / 2, bottom + 20, "q", "middle", "letter"),
     label(left - 5, top + 9, shown(highest, 3), "end"),
-    label(left + 14, top + 9, "−ln q", "start", "letter"),
+    drawn("text", { class: "letter", "text-anchor": "middle", transform: `translate(14 ${(top + bottom) / 2}) rotate(-90)` }, "−ln q"),
     drawn("polyline", { class: "curve", points: points.join(" ") }),
   ];
   if (seen.length > 1 && Number.isFinite(mean)) {
     parts.push(
       drawn("path", { class: "mean", d: `M${left},${y(mean)}H${right}` }),
-      label(right, y(mean) - 4, "mean, weighted by p", "end", "small"),
+      label(right + 5, y(mean) + 4, "mean", "start", "small"),
     );
   }
   for (const { p, height, place } of seen) {
@@ -110,10 +110,16 @@ function drawCurve(logq, target) {
     parts.push(
       drawn("path", { class: "drop", d: `M${cx},${bottom}V${cy}` }),
       drawn("circle", { class: "dot", cx, cy, r: 3 + 4 * Math.sqrt(p) }),
-      label(cx + 9, cy - 7, Number.isFinite(height) ? `class ${place}` : `class ${place}: Infinity`, cx > 230 ? "end" : "start", "small"),
+      label(cx + 9, cy - 7, nameOf(place, height, seen.length), "start", "small"),
     );
   }
   svg.replaceChildren(title, ...parts);
+}
+
+/** Name a dot; many dots have room for numbers only. */
+function nameOf(place, height, dots) {
+  const name = dots > 1 ? String(place) : `class ${place}`;
+  return Number.isFinite(height) ? name : `${name}: Infinity`;
 }
 
 const label = (x, y, text, anchor, kind = "") =>

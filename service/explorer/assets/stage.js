@@ -1,5 +1,5 @@
 // One row, class by class: its logit as a slider, its softmax as a bar, its gradient as an arrow.
-import { byId, element, numberField, put, refill } from "./elements.js";
+import { byId, element, numberField, putPart, refill } from "./elements.js";
 import { classesOf } from "./state.js";
 
 const SLIDER_REACH = 10;
@@ -46,7 +46,7 @@ export class Stage {
     for (const { slider } of this.#lines) {
       slider.min = -this.#reach;
       slider.max = this.#reach;
-      slider.step = this.#reach / 200;
+      slider.step = this.#reach / 100;
     }
     this.write();
   }
@@ -72,15 +72,15 @@ export class Stage {
     );
     const mask = element(
       "button",
-      { type: "button", class: "mask", "aria-label": `Mask ${name}`, onclick: () => this.#toggleMask(place) },
-      "mask",
+      { type: "button", class: "mask", "aria-label": `Mask ${name}`, title: "mask: a logit of −Infinity", onclick: () => this.#toggleMask(place) },
+      "−∞",
     );
     const push = element("span", { class: "push arrow" });
     const fill = element("span", { class: "fill" });
     const arrow = element("span", { class: "arrow" });
     const tick = element("span", { class: "tick" });
-    const probability = element("output", { class: "q", "aria-label": `Softmax of ${name}` });
-    const gradient = element("output", { class: "g", "aria-label": `Gradient by the logit of ${name}` });
+    const probability = element("output", { class: "q", "aria-live": "off", "aria-label": `Softmax of ${name}` });
+    const gradient = element("output", { class: "g", "aria-live": "off", "aria-label": `Gradient by the logit of ${name}` });
     const target = this.#state.isSoft ? this.#probabilityField(place, name) : this.#targetChoice(place, name);
     const item = element(
       "li",
@@ -89,9 +89,13 @@ export class Stage {
       element("div", { class: "logit" }, slider, element("span", { class: "track", "aria-hidden": "true" }, push)),
       number,
       mask,
-      element("div", { class: "bar-q", "aria-hidden": "true" }, fill, tick, arrow),
-      probability,
-      gradient,
+      element(
+        "div",
+        { class: "figures" },
+        element("div", { class: "bar-q", "aria-hidden": "true" }, fill, tick, arrow),
+        probability,
+        gradient,
+      ),
     );
     return { item, slider, number, mask, push, fill, arrow, tick, probability, gradient, target };
   }
@@ -154,8 +158,8 @@ export class Stage {
     this.#lines.forEach((line, place) => {
       const q = probs?.[place];
       const p = share?.[place];
-      put(line.probability, q);
-      put(line.gradient, gradient?.[place]);
+      putPart(line.probability, q);
+      putPart(line.gradient, gradient?.[place]);
       line.fill.style.setProperty("--size", Number.isFinite(q) ? q : 0);
       line.tick.hidden = p === undefined;
       line.tick.style.setProperty("--at", p ?? 0);
