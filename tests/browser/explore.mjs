@@ -15,11 +15,10 @@ const seen = {
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const open = (look) => openWatched(browser, `${address}/explore`, seen, look);
 
-/** Wait until the page has asked nothing for a while and has every answer. */
+/** Wait until what is shown is of what was changed last, and bars have come to rest. */
 async function settle(page) {
-  await page.waitForLoadState("networkidle");
+  await page.locator("#floor:not([aria-busy=true])").waitFor();
   await page.waitForTimeout(QUIET_MS);
-  await page.waitForLoadState("networkidle");
 }
 
 /** Return what the page shows, and the request that it says it is of. */

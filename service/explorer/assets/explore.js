@@ -46,7 +46,7 @@ const live = new Live(
     rows: [LOSS_URL, rowLossRequestOf(state)],
   }),
   answered,
-  { isWaitingForKey: byId("main").dataset.keys === "needed" },
+  { onbusy: (isBusy) => byId("floor").setAttribute("aria-busy", isBusy), isWaitingForKey: byId("main").dataset.keys === "needed" },
 );
 
 /** After an edit: write it everywhere, and ask anew. */

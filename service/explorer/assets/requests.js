@@ -51,11 +51,17 @@ export class Live {
   #number = 0;
   #shown = 0;
   #inFlight = new Map();
+  #hasChanged = false;
+  #onbusy;
 
-  /** `questions()` names what to ask, { name: [url, body] }; `onround` gets { name: { answer } or { problem } }. */
-  constructor(questions, onround, { isWaitingForKey }) {
+  /**
+   * `questions()` names what to ask, { name: [url, body] }; `onround` gets { name: { answer } or { problem } };
+   * `onbusy` is told whether what is shown is older than what was changed last.
+   */
+  constructor(questions, onround, { onbusy, isWaitingForKey }) {
     this.#questions = questions;
     this.#onround = onround;
+    this.#onbusy = onbusy;
     this.#isWaitingForKey = isWaitingForKey;
   }
 
@@ -71,7 +77,10 @@ export class Live {
   }
 
   changed() {
-    if (!this.#isWaitingForKey) this.#schedule(Math.max(0, this.#sentAt + INTERVAL_MS - performance.now()));
+    if (this.#isWaitingForKey) return;
+    this.#hasChanged = true;
+    this.#onbusy(true);
+    this.#schedule(Math.max(0, this.#sentAt + INTERVAL_MS - performance.now()));
   }
 
   /** Drop what is on its way: it answers a question of another shape. */
@@ -86,6 +95,7 @@ export class Live {
 
   async #send() {
     const number = ++this.#number;
+    this.#hasChanged = false;
     this.#sentAt = performance.now();
     if (this.#inFlight.size >= MOST_IN_FLIGHT) this.#cancelUpTo(Math.min(...this.#inFlight.keys()));
     const controller = new AbortController();
@@ -111,6 +121,7 @@ export class Live {
     const seconds = Math.max(0, ...problems.map((problem) => problem.seconds));
     if (seconds && number === this.#number) this.#schedule(seconds * 1000);
     this.#onround(round);
+    this.#onbusy(this.#hasChanged || this.#shown < this.#number);
   }
 
   #cancelUpTo(last) {

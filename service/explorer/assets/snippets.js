@@ -87,7 +87,8 @@ public class CrossEntropy {
             .header("Content-Type", "application/json")${key}
             .POST(HttpRequest.BodyPublishers.ofString(body))
             .build();
-        var response = HttpClient.newHttpClient().send(request, HttpResponse.BodyHandlers.ofString());
+        var client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
+        var response = client.send(request, HttpResponse.BodyHandlers.ofString());
         System.out.println(response.body());
     }
 }`;
