@@ -33,7 +33,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> No
 
     assert files <= packed
     assert "service/py.typed" in packed
-    assert "service/http/assets/swagger-ui-bundle.js" in packed
+    assert {"service/http/assets/swagger-ui-bundle.js", "service/explorer/assets/explore.js"} <= packed
     assert {name.partition("/")[0] for name in packed} == {"service", _folder(wheel)}
 
 

@@ -41,6 +41,8 @@ format of the request, and `;q=` says what is liked better).
 **Errors** are `application/problem+json` (RFC 9457). Each says in `detail` what is wrong, in `pointer` where, and in
 `expected` and `got` what was wanted and what came; `type` is the address of a page that says how to mend the request.
 
+**To look at.** The [explorer](explore) shows a request as sliders, bars and arrows, and hands it over as a program.
+
 **Headers.** Every answer carries `X-Request-Id`: yours, if it has 1 to 64 of `A-Z a-z 0-9 . _ -`, otherwise a new one.
 Answers of operators carry `Server-Timing` with the milliseconds of `decode`, `queue`, `compute` and `encode`.
 """

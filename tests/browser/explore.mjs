@@ -7,6 +7,7 @@ import { openWatched } from "./watching.mjs";
 
 const [address, closedAddress, key, executablePath, folder] = process.argv.slice(2);
 const QUIET_MS = 250;
+const LANGUAGES = ["curl", "Python", "JavaScript", "Go", "Java"];
 
 const seen = {
   complaints: [], foreign: [], overflowing: [], unfocused: [], shown: [], problems: [], margins: [], snippets: {},
@@ -233,7 +234,7 @@ async function copySnippets() {
   await page.getByLabel("Mask class 3", { exact: true }).click();
   await enter(page, "Label smoothing as a number", "0");
   await note(page, "copied");
-  for (const language of ["curl", "Python", "JavaScript", "Go", "Java"]) {
+  for (const language of LANGUAGES) {
     await page.getByLabel(language, { exact: true }).check();
     await page.locator("#copy").click();
     await page.getByText("Copied", { exact: true }).waitFor();
@@ -254,7 +255,11 @@ async function giveAKey() {
   await page.locator("#key-text").fill(key);
   await page.getByRole("button", { name: "Use it" }).click();
   await settle(page);
-  await page.getByLabel("Python", { exact: true }).check();
+  const snippets = {};
+  for (const language of LANGUAGES) {
+    await page.getByLabel(language, { exact: true }).check();
+    snippets[language] = await page.locator("#snippet").textContent();
+  }
   seen.key = {
     before,
     refused,
@@ -262,7 +267,7 @@ async function giveAKey() {
     isHidden: await page.locator("#key").isHidden(),
     kept: await page.evaluate(() => localStorage.length + sessionStorage.length + document.cookie.length),
     address: page.url(),
-    snippet: await page.locator("#snippet").innerText(),
+    snippets,
   };
   seen.foreign.push(...own.foreign);
   seen.complaints.push(...own.complaints.filter((text) => !/status of 401/.test(text)));

@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import get_route_path
 
+from service import explorer
 from service.__main__ import EXIT_CONFIGURATION, greeting, main
 from service.app import create_app
 from service.engine.scheduler import Engine
@@ -189,7 +190,13 @@ async def test_an_open_path_written_otherwise_is_not_open(closed: FastAPI, path:
 
 @anyio
 @pytest.mark.parametrize(
-    "path", [*sorted(OPEN_PATHS - {"/explore"}), *(f"/docs/{name}" for name in ASSETS), "/problems/unauthorized"]
+    "path",
+    [
+        *sorted(OPEN_PATHS),
+        *(f"/docs/{name}" for name in ASSETS),
+        *(f"/explore/{name}" for name in explorer.ASSETS),
+        "/problems/unauthorized",
+    ],
 )
 async def test_pages_and_probes_need_no_key(stranger: httpx.AsyncClient, path: str) -> None:
     got, head = await stranger.get(path), await stranger.head(path)

@@ -6,6 +6,8 @@ import re
 import shlex
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
@@ -13,12 +15,14 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
+from service import explorer
 from service.app import create_app
 from service.errors import ERRORS
 from service.http.pages import ASSETS, formula
 from service.http.problems import STATUS
 from service.ops import OPERATORS
 from service.settings import Settings
+from tests.http.calling import client_of
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +67,11 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-PAGES = ["/", "/docs", "/problems", *(f"/problems/{code}" for code in ERRORS)]
+PAGES = ["/", "/docs", "/explore", "/problems", *(f"/problems/{code}" for code in ERRORS)]
+
+FILES = [*(f"/docs/{name}" for name in ASSETS), *(f"/explore/{name}" for name in explorer.ASSETS)]
+
+KINDS = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml", "txt": "text/plain"}
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -80,17 +88,17 @@ async def test_a_page_is_html_whose_links_all_lead_somewhere(client: httpx.Async
             assert (await client.get(address)).status_code == 200, address
 
 
-@pytest.mark.parametrize("path", PAGES[:4])
+@pytest.mark.parametrize("path", PAGES[:5])
 async def test_a_page_may_load_only_what_the_service_serves(client: httpx.AsyncClient, path: str) -> None:
     policy = (await client.get(path)).headers["content-security-policy"]
 
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
     assert not re.search(r"https?:|\*", policy)
-    assert ("script-src 'self'" in policy) == (path == "/docs")
+    assert ("script-src 'self'" in policy) == (path in ("/docs", "/explore"))
 
 
-@pytest.mark.parametrize("path", [*PAGES, *(f"/docs/{name}" for name in ASSETS)])
+@pytest.mark.parametrize("path", [*PAGES, *FILES])
 async def test_head_works_where_get_does(client: httpx.AsyncClient, path: str) -> None:
     head, get = await client.head(path), await client.get(path)
 
@@ -98,7 +106,71 @@ async def test_head_works_where_get_does(client: httpx.AsyncClient, path: str) -
     assert head.content == b""
 
 
-@pytest.mark.parametrize("path", ["/redoc", "/problems/nothing", "/docs/nothing.js", "/docs/examples.json", "/docs/"])
+@pytest.mark.parametrize("path", FILES)
+async def test_a_file_of_a_page_says_what_it_is(client: httpx.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+
+    assert answer.headers["content-type"].partition(";")[0] == KINDS[path.rpartition(".")[2]]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("path", FILES)
+async def test_a_file_is_sent_again_only_when_it_has_changed(client: httpx.AsyncClient, path: str) -> None:
+    tag = (await client.get(path)).headers["etag"]
+
+    for known in (tag, f'"other", W/{tag}', "*"):
+        answer = await client.get(path, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+    changed = await client.get(path, headers={"If-None-Match": '"other"'})
+    assert (changed.status_code, changed.headers["cache-control"]) == (200, "no-cache")
+
+
+async def test_every_file_of_the_explorer_is_served_and_needed() -> None:
+    folder = resources.files("service.explorer") / "assets"
+    texts = {file.name: file.read_text() for file in folder.iterdir()}
+
+    named = set(re.findall(r'"(?:explore|\.)/([\w.]+)"', "".join(texts.values())))
+
+    assert named == set(explorer.ASSETS) == set(texts) - {explorer.PAGE}
+
+
+async def test_nothing_of_the_explorer_speaks_of_another_host() -> None:
+    for name in (*explorer.ASSETS, explorer.PAGE):
+        addresses = re.findall(r"https?://[^\"'`\s]+", explorer.read_asset(name).decode())
+        assert set(addresses) <= {"http://www.w3.org/2000/svg"}, name
+
+
+async def test_the_explorer_says_what_soft_targets_minimise(client: httpx.AsyncClient) -> None:
+    text = " ".join(Links((await client.get("/explore")).text).text.split())
+
+    assert "For soft targets p, cross-entropy is the divergence ∑ p ln(p / q) plus the entropy of p" in text
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+async def test_the_explorer_knows_whether_a_key_is_needed(has_keys: bool, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-of-some-length")
+    settings = Settings(device="cpu", allowed_hosts="*", api_keys=keys if has_keys else None)
+    async with client_of(create_app(settings)) as client:
+        text = (await client.get("/explore")).text
+
+    assert (f'data-keys="{"needed" if has_keys else "none"}"') in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/explore/nothing.js",
+        "/explore/explore.html",
+        "/explore/",
+        "/redoc",
+        "/problems/nothing",
+        "/docs/nothing.js",
+        "/docs/examples.json",
+        "/docs/",
+    ],
+)
 async def test_what_is_not_a_page_is_a_problem(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
 

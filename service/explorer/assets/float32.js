@@ -24,10 +24,10 @@ export function apart(logits, target) {
   };
 }
 
-/** The fused operation: (m − z) + ln Σ e^(z − m), and q − 1. */
+/** The fused operation: (m − z) + ln Σ e^(z − m), and q − 1; for the largest logit ln(1 + rest), and minus the rest. */
 export function fused(logits, target) {
   const { top, powers, sum } = exponentials(logits);
-  const rest = powers.reduce((total, power, place) => (logits[place] === top && place === target ? total : f(total + power)), 0);
+  const rest = powers.reduce((total, power, place) => (place === target ? total : f(total + power)), 0);
   const isTop = f(logits[target]) === top;
   return {
     probability: f(powers[target] / sum),

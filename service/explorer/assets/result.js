@@ -17,6 +17,7 @@ export function drawResult(state, { loss, totalWeight, rowLoss, logq, logsumexp,
   put(byId("loss"), shownLoss, 5);
   byId("derivation").replaceChildren(...derivation(state, { rowLoss, logq, target }));
   byId("facts").replaceChildren(...facts(state, { rowLoss, totalWeight, logq, logsumexp, target, rows }));
+  byId("gradient-formula").replaceChildren(...gradientFormula(state, totalWeight, target));
   drawCurve(logq, target);
   speak(shownLoss);
 }
@@ -51,6 +52,14 @@ function derivation(state, { rowLoss, logq, target }) {
   return [of, weight, "−ln ", ...variable("q", only), ` = ${weight}−ln ${q} = ${shown(rowLoss, 5)}`];
 }
 
+/** Return the gradient by the logits as a formula: q − p, times what weights, mean and temperature make of it. */
+function gradientFormula(state, totalWeight, target) {
+  const factor = (target.total / (state.reduction === "mean" ? totalWeight : 1)) / state.temperature;
+  if (!target.share || !Number.isFinite(factor)) return [];
+  const difference = [...variable("q"), " − ", ...variable("p")];
+  return factor === 1 ? difference : [`${shown(factor)} × (`, ...difference, ")"];
+}
+
 /** Return the numbers beside the loss. */
 function facts(state, { totalWeight, logq, logsumexp, target, rows }) {
   const tempered = state.temperature === 1 ? ["z"] : ["z", "/τ"];
@@ -61,16 +70,10 @@ function facts(state, { totalWeight, logq, logsumexp, target, rows }) {
       [["entropy of ", ...variable("p")], entropy(target.share), "entropy"],
     );
   }
-  const factor = (target.total / (state.reduction === "mean" ? totalWeight : 1)) / state.temperature;
-  if (target.share && Number.isFinite(factor)) {
-    const product = factor === 1 ? [] : [`${shown(factor)} × (`];
-    const text = [...product, ...variable("q"), " − ", ...variable("p"), product.length ? ")" : ""];
-    lines.push([["gradient"], null, "factor", text]);
-  }
   if (rows > 1 || state.weight) lines.push([["total weight"], totalWeight, "total-weight"]);
-  return lines.map(([label, value, name, text]) => {
-    const number = element("dd", { "data-fact": name }, text ?? []);
-    if (!text) put(number, value, 5);
+  return lines.map(([label, value, name]) => {
+    const number = element("dd", { "data-fact": name });
+    put(number, value, 5);
     return element("div", {}, element("dt", {}, label), number);
   });
 }
