@@ -48,7 +48,7 @@ def seen(services: tuple[str, str], folder: Path) -> dict[str, Any]:
     """What the explorer showed."""
     node, chromium = find_tools()
     command = [node, str(HERE / "explore.mjs"), *services, KEY, chromium, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen

@@ -48,7 +48,7 @@ function derivation(state, { rowLoss, logq, target }) {
     return [`${of}${weights}−Σ `, ...variable("p"), " ln ", ...variable("q"), ` = ${shown(rowLoss, 5)}`];
   }
   const weight = target.total === 1 ? "" : `${shown(target.total)} × `;
-  const q = shown(Math.exp(logq[only]), 5);
+  const q = shown(Math.exp(logq[only]));
   return [of, weight, "−ln ", ...variable("q", only), ` = ${weight}−ln ${q} = ${shown(rowLoss, 5)}`];
 }
 
@@ -57,7 +57,10 @@ function gradientFormula(state, totalWeight, target) {
   const factor = (target.total / (state.reduction === "mean" ? totalWeight : 1)) / state.temperature;
   if (!target.share || !Number.isFinite(factor)) return [];
   const difference = [...variable("q"), " − ", ...variable("p")];
-  return factor === 1 ? difference : [`${shown(factor)} × (`, ...difference, ")"];
+  if (factor === 1) return difference;
+  const divisor = 1 / factor;
+  const isWhole = Math.abs(divisor - Math.round(divisor)) < 1e-9 && divisor > 1;
+  return isWhole ? ["(", ...difference, `) / ${Math.round(divisor)}`] : [`${shown(factor)} × (`, ...difference, ")"];
 }
 
 /** Return the numbers beside the loss. */
