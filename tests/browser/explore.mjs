@@ -316,6 +316,19 @@ async function behindAProxy() {
   proxy.close();
 }
 
+async function tryWidths() {
+  const page = await open();
+  for (const name of ["A teacher's opinion", "Three rows"]) {
+    await preset(page, name);
+    for (const width of [320, 360, 600, 740, 900, 1120, 1600]) {
+      await page.setViewportSize({ width, height: 900 });
+      await settle(page);
+      if (await page.evaluate(() => document.documentElement.scrollWidth > innerWidth)) seen.overflowing.push(`${name} at ${width}`);
+    }
+  }
+  await page.close();
+}
+
 async function takeScreenshots() {
   for (const width of [1280, 390]) {
     for (const colorScheme of ["light", "dark"]) {
@@ -372,6 +385,7 @@ await copySnippets();
 await giveAKey();
 await overtake();
 await behindAProxy();
+await tryWidths();
 await takeScreenshots();
 await walkByKeyboard();
 seen.motion = { reduce: await readMotion("reduce"), free: await readMotion("no-preference") };
