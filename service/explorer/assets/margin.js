@@ -106,7 +106,7 @@ export class Margin {
       range: [-48, 42],
       heights: [[38, "10³⁸"], [0, "1"], [-45, "10⁻⁴⁵"]],
       xName: "margin",
-      yName: "size of the slopes",
+      yName: "slopes",
       zones: [nan],
       titles: [`product NaN from ${nan.toFixed(1)}`],
       lines: [
