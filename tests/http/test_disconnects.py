@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.http.guard import Connection, GuardedProtocol, connection_of
+from service.http.connection import Connection, connection_of
+from service.http.guard import GuardedProtocol
 from tests.support.raw_http import PATIENCE_SECONDS, read_answer, request, reset
 
 AT_ONCE_SECONDS = 1.0
@@ -77,7 +78,7 @@ def half_close(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("how", [socket.socket.close, reset, half_close], ids=["FIN", "RST", "half"])
-@pytest.mark.parametrize("pipelined", [b""], ids=[""])
+@pytest.mark.parametrize("pipelined", [b"", request("GET", "/at-once")], ids=["", "pipelined"])
 def test_who_waits_is_told_once_that_the_caller_has_left(
     served: tuple[Endpoint, Callable[[], socket.socket]], how: Callable[[socket.socket], None], pipelined: bytes
 ) -> None:
