@@ -119,9 +119,11 @@ class RequestBody:
 
     async def drain(self) -> None:
         """Read on and throw away, up to DRAIN_BYTES or for DRAIN_SECONDS, or until the service's own time is over."""
+        if self._has_failed:
+            return
         if self._connection is not None:
             self._connection.close_at_once()
-        if self._waits_for_continue or self._has_failed:
+        if self._waits_for_continue:
             return
         dropped = 0
         try:

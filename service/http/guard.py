@@ -8,10 +8,12 @@ the HTTP protocol, with a new parser, takes the connection back.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -94,6 +96,27 @@ class LastingTransport:
             setattr(self, name, getattr(transport, name))
 
 
+class Muted:
+    """Passes what a parser finds on to a protocol, once `is_muted` is taken away."""
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        self.is_muted = True
+        for name in (
+            "on_message_begin",
+            "on_url",
+            "on_header",
+            "on_headers_complete",
+            "on_chunk_header",
+            "on_body",
+            "on_message_complete",
+        ):
+            setattr(self, name, functools.partial(self._pass_on, getattr(protocol, name)))
+
+    def _pass_on(self, callback: Callable[..., None], *arguments: bytes) -> None:
+        if not self.is_muted:
+            callback(*arguments)
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with the limits, and with a `Connection` in every scope."""
 
@@ -111,6 +134,8 @@ class GuardedProtocol(HttpToolsProtocol):
     _is_in_body = False
     _head_bytes = 0
     """Bytes of the header, or trailer, so far."""
+    _is_upgrade = False
+    """Whether a header with a body asked for an upgrade."""
     _trailer_fields = 0
     _is_in_trailer = False
     _transfer_encoding: bytes | None = None
@@ -237,7 +262,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.parser.feed_data(data if end - start == size else data[start:end])
             except httptools.HttpParserUpgrade as upgrade:
                 end = start + upgrade.args[0]
-                self._renew_parser()  # which would stop here; an upgrade that is not taken is a request like others
+                self._ignore_upgrade()
             except httptools.HttpParserError as error:
                 self._refuse(self._reason(error))
                 return
@@ -263,6 +288,22 @@ class GuardedProtocol(HttpToolsProtocol):
     def _renew_parser(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _ignore_upgrade(self) -> None:
+        """Go on after a header that asks for an upgrade which is not taken.
+
+        httptools takes what follows for the other protocol. So a new parser is shown a header without the wish.
+        """
+        if not self._is_in_body:
+            self._renew_parser()
+            return
+        self._is_upgrade = False
+        repeated = Muted(self)
+        self.parser = httptools.HttpRequestParser(repeated)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        framing = b"Content-Length: %d" % self._left if self._left else b"Transfer-Encoding: chunked"
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + END_OF_HEAD)
+        repeated.is_muted = False
 
     def _reason(self, error: httptools.HttpParserError) -> RequestError:
         """Return what a request is refused with, of which the parser could make nothing."""
@@ -324,7 +365,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if name == b"content-length":
             self._left = int(value)
         elif name == b"transfer-encoding":
-            self._transfer_encoding = value
+            self._transfer_encoding = value if self._transfer_encoding is None else b"several"
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
 
@@ -339,6 +380,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_pace = None
         super().on_headers_complete()
         connection.cycle = self.cycle
+        self._is_upgrade = self.parser.should_upgrade() and bool(self._left or self._transfer_encoding)
         if self.pipeline and len(self.pipeline) < QUEUED_REQUESTS:
             # uvicorn has paused reading; but then nobody would notice when the caller leaves.
             self.flow.resume_reading()
@@ -385,6 +427,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request."""
+        if self._is_upgrade:  # its body is still to come
+            return
         self._is_in_body = self._is_in_trailer = False
         self._since = self._watch.now
         super().on_message_complete()
