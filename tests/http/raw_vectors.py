@@ -25,10 +25,12 @@ class Vector:
     sent: bytes
     statuses: tuple[int, ...]
     code: str | None = None
+    is_request: bool = False
+    """Whether it is a request for all that, refused by the application and not by the protocol."""
 
     @property
     def is_refused_by_the_protocol(self) -> bool:
-        return self.code in ("malformed-request", "uri-too-long", "headers-too-large") and self.statuses[-1] != 421
+        return self.code in ("malformed-request", "uri-too-long", "headers-too-large") and not self.is_request
 
 
 def _lines(*lines: str | bytes, body: bytes = b"") -> bytes:
@@ -324,8 +326,8 @@ VECTORS: list[Vector] = [
     Vector("an operator with a line feed", post(LENGTH, start=f"POST {PATH}%0A HTTP/1.1"), (404,), "not-found"),
     Vector("a gradient with a line feed", post(LENGTH, start=f"POST {PATH}/gradient%0a HTTP/1.1"), (404,), "not-found"),
     # Hosts.
-    _bad("no host", _lines("GET /health/live HTTP/1.1", "")),
-    _bad("two hosts", get("Host: localhost")),
+    Vector("no host", _lines("GET /health/live HTTP/1.1", ""), (400,), "malformed-request", is_request=True),
+    Vector("two hosts", get("Host: localhost"), (400,), "malformed-request", is_request=True),
     Vector("no host in HTTP/1.0", _lines("GET /health/live HTTP/1.0", ""), (200,)),
     # Sizes.
     *(
