@@ -1,7 +1,7 @@
 """Callers of bad will, many at once: `python -m tests.support.attackers PORT EACH SECONDS` prints what became of them.
 
-A line of JSON: for each kind, how many connections the service ended, and how long the longest of them lived; `left` are
-those that were still open `PATIENCE_SECONDS` after the last was begun.
+A line of JSON: for each kind, how many connections the service ended, and how long the longest of them lived; `left`
+are those that were still open `PATIENCE_SECONDS` after the last was begun.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ KINDS: dict[str, tuple[bytes, bytes]] = {
     "silent": (b"", b""),
     "header drip": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"a"),
     "body drip": (
-        b"POST /v1/softmax HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n",
+        b"POST /v1/softmax HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n",
         b" ",
     ),
     "slow reader": (ASSET * 4, b""),
