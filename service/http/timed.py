@@ -6,6 +6,7 @@ import asyncio
 import math
 import socket
 import struct
+from contextlib import suppress
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -87,9 +88,16 @@ class TimedProtocol(HttpToolsProtocol):
     def lose(self) -> None:
         """Give the connection up."""
         if self.transport.get_write_buffer_size() or not self._is_idle:
-            self.transport.abort()
+            self._reset()
         else:
             self.close_now()
+
+    def _reset(self) -> None:
+        """Close the connection and forget what was to be sent; the system, too, would go on trying for minutes."""
+        with suppress(AttributeError, OSError):
+            never = struct.pack("ii", 1, 0)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, never)
+        self.transport.abort()
 
     def close_now(self) -> None:
         """Close the connection once everything is written, and read no more."""
@@ -157,7 +165,7 @@ class TimedProtocol(HttpToolsProtocol):
         if is_closing or self.flow.write_paused or transport.get_write_buffer_size():
             if not self._is_taken(seconds):
                 metrics.CONNECTIONS_ENDED["slow-reader"].inc()
-                transport.abort()
+                self._reset()
                 return
             self._since += seconds
         else:

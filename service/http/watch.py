@@ -7,8 +7,8 @@ finds those whose time is over.
 from __future__ import annotations
 
 import asyncio
-import resource
 import select
+import sys
 from collections import OrderedDict
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -17,6 +17,9 @@ from uvicorn.server import ServerState
 
 from service import metrics
 from service.http.limits import Limits
+
+if sys.platform != "win32":
+    import resource
 
 FILES_PART = 0.8
 """Part of the files that a process may open which connections may take."""
@@ -64,6 +67,8 @@ class Watch:
             self._look_later(self._loop)
 
     def _most(self) -> int:
+        if sys.platform == "win32":
+            return self.limits.connections
         return min(self.limits.connections, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * FILES_PART))
 
     def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
