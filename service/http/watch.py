@@ -25,6 +25,10 @@ FILES_PART = 0.8
 """Part of the files that a process may open which connections may take."""
 
 
+LONGEST_LOOK_SECONDS = 1.0
+"""Most time that may pass, for a caller, between two looks."""
+
+
 class Watched(Protocol):
     """A connection, as the watch sees it."""
 
@@ -76,8 +80,8 @@ class Watch:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         time = loop.time()
-        # What the service itself was late to look at never counts against a caller.
-        seconds = min(time - self._looked, 2 * self.limits.look_seconds)
+        # That the service itself was kept from looking does not count against a caller.
+        seconds = min(time - self._looked, LONGEST_LOOK_SECONDS)
         self._looked = time
         self.now += seconds
         for connection in list(self._connections):
