@@ -20,7 +20,7 @@ from service.http.explore import explorer_routes
 from service.http.hosts import Hosts
 from service.http.pages import page_routes
 from service.http.probes import check_examples, probe_router
-from service.http.problems import install_handlers
+from service.http.problems import check_path, install_handlers
 from service.http.routes import OperatorRoute, operator_endpoints
 from service.http.state import State
 from service.ops import OPERATORS
@@ -55,6 +55,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     checks = [Hosts(settings.host_names).check]
     if settings.api_keys is not None:
         checks.append(Keys(read_keys(settings.api_keys), settings.rate_per_key).check)
+    checks.append(check_path)
     operators = dict(operators)
     engine = Engine(choose_device(settings.device), threads=settings.threads)
     state = State()
