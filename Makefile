@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test format accuracy bench memory browser fuzz faults deploy-check image-check ray-test mutate clean
+.PHONY: help serve test format accuracy bench memory browser fuzz faults settings-table deploy-check image-check ray-test mutate clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # torch goes first and alone: resolved with the rest, plain `torch` would pull gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py service/ops/rows.c service/ops/rows.inc
@@ -47,7 +47,10 @@ fuzz: $(VENV)/.installed ## generated bad input: to a running service, and guide
 	$(BIN)/pytest -m fuzz
 	$(BIN)/python -m tests.fuzz_safetensors
 
-deploy-check: $(VENV)/.installed ## check Dockerfile, compose files, rules and dashboard
+settings-table: $(VENV)/.installed ## write the table of settings into deploy/README.md
+	$(BIN)/python -m deploy.settings_table
+
+deploy-check: $(VENV)/.installed ## check Dockerfiles, compose files, manifests, rules and dashboard
 	deploy/check.sh
 
 image-check: ## build the image and run it for real, with compose and Prometheus (needs root)
