@@ -139,7 +139,8 @@ def test_the_config_gives_a_replica_its_part_of_the_memory_and_names_what_exists
     variables = options["runtime_env"]["env_vars"]
     callback = config["controller_options"]["runtime_env"]["env_vars"]["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
 
-    assert int(variables["LOSS_MEMORY_BUDGET"]) == options["memory"] * 6 // 10
+    assert int(variables["LOSS_MEMORY_BUDGET"]) == options["memory"] * 3 // 10
+    assert int(variables["LOSS_MAX_BODY_BYTES"]) * 2 <= int(variables["LOSS_MEMORY_BUDGET"])
     assert variables["LOSS_HOST"] == config["http_options"]["host"]
     assert callback == f"{proxy.__name__}.{proxy.middlewares.__name__}"
     module, _, name = application["import_path"].partition(":")
