@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging.config
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray import serve
@@ -20,6 +22,9 @@ from service.http.state import State
 from service.settings import Settings
 
 HEALTH_POLL_SECONDS = 0.05
+
+BUDGET_PART = 0.3
+"""Part of a replica's memory that requests may hold: half of what is usual, because Ray keeps copies of their bodies."""
 
 
 class PickledAnswers:
@@ -43,21 +48,24 @@ def build_app() -> PickledAnswers:
 
     Raises ValidationError when a variable is no good, DeviceUnavailableError when the device is not there.
     """
-    settings = replica_settings(cores=ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0))
+    settings = replica_settings(ray.get_runtime_context().get_assigned_resources())
     logging.config.dictConfig(configuration(choose_format(settings.log_format), settings.log_level))
     app = create_app(settings)
     return PickledAnswers(app, app.state.service)
 
 
-def replica_settings(cores: float) -> Settings:
-    """Return the settings of a replica that was given so many cores.
+def replica_settings(resources: Mapping[str, float]) -> Settings:
+    """Return the settings of a replica to which Ray has assigned resources: `CPU`, `GPU`, `memory` in bytes.
 
-    Ray reserves cores but binds nobody to them: left alone, every replica would start a thread for each core of its
-    node.
+    Ray keeps accounts but binds nobody to them: left alone, every replica would take the cores, the GPU and the memory
+    of its whole node. What is not assigned, or given as a variable, is left as it is.
     """
-    if os.environ.get("LOSS_THREADS"):
-        return Settings()
-    return Settings(threads=max(1, int(cores)))
+    shares: dict[str, Any] = {"device": "cuda" if resources.get("GPU") else "cpu"}
+    if "CPU" in resources:
+        shares["threads"] = max(1, int(resources["CPU"]))
+    if "memory" in resources:
+        shares["memory_budget"] = int(resources["memory"] * BUDGET_PART)
+    return Settings(**{name: value for name, value in shares.items() if not os.environ.get(f"LOSS_{name.upper()}")})
 
 
 @serve.deployment(name="loss-service")

@@ -68,8 +68,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             _wait_for_replicas(2, log_path)
             yield log_path
         finally:
-            deploy.send_signal(signal.SIGINT)
-            deploy.wait(60)
+            deploy.kill()  # the cluster ends with everything on it
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +76,21 @@ def plain() -> Iterator[RunningService]:
     with running_service("--drain-seconds", "1") as service:
         service.wait_until_ready()
         yield service
+
+
+def test_a_replica_takes_what_ray_assigned_to_it_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    from loss_on_ray import replica_settings
+
+    small = replica_settings({"CPU": 0.5, "memory": 1000.0})
+    shared_gpu = replica_settings({"CPU": 3.0, "GPU": 0.5})
+    monkeypatch.setenv("LOSS_THREADS", "7")
+    monkeypatch.setenv("LOSS_DEVICE", "cuda:1")
+    given = replica_settings({"CPU": 3.0, "GPU": 0.5})
+
+    assert (small.threads, small.device) == (1, "cpu")
+    assert getattr(small, "memory_budget", 300) == 300
+    assert (shared_gpu.threads, shared_gpu.device) == (3, "cuda")
+    assert (given.threads, given.device) == (7, "cuda:1")
 
 
 def test_both_nodes_have_a_replica(cluster: Path) -> None:

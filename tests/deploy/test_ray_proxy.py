@@ -131,7 +131,7 @@ async def test_its_problems_have_the_form_of_the_services_own() -> None:
     assert by_the_proxy.headers["content-type"] == by_the_service.headers["content-type"]
 
 
-def test_the_config_gives_a_replica_its_part_of_the_memory_and_names_what_exists() -> None:
+def test_the_config_names_what_exists_and_bodies_fit_into_the_memory() -> None:
     config = yaml.safe_load((RAY / "serve.yaml").read_text())
     (application,) = config["applications"]
     (deployment,) = application["deployments"]
@@ -139,8 +139,7 @@ def test_the_config_gives_a_replica_its_part_of_the_memory_and_names_what_exists
     variables = options["runtime_env"]["env_vars"]
     callback = config["controller_options"]["runtime_env"]["env_vars"]["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
 
-    assert int(variables["LOSS_MEMORY_BUDGET"]) == options["memory"] * 3 // 10
-    assert int(variables["LOSS_MAX_BODY_BYTES"]) * 2 <= int(variables["LOSS_MEMORY_BUDGET"])
+    assert int(variables["LOSS_MAX_BODY_BYTES"]) * 2 <= 0.3 * options["memory"]
     assert variables["LOSS_HOST"] == config["http_options"]["host"]
     assert callback == f"{proxy.__name__}.{proxy.middlewares.__name__}"
     module, _, name = application["import_path"].partition(":")
