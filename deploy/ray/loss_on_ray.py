@@ -24,7 +24,7 @@ from service.settings import Settings
 HEALTH_POLL_SECONDS = 0.05
 
 BUDGET_PART = 0.3
-"""Part of a replica's memory that requests may hold: half of what is usual, because Ray keeps copies of their bodies."""
+"""Part of a replica's memory that requests may hold: half of what is usual, because Ray keeps copies of the bodies."""
 
 
 class PickledAnswers:
