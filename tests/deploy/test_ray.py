@@ -78,6 +78,7 @@ def plain() -> Iterator[RunningService]:
         yield service
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_a_replica_takes_what_ray_assigned_to_it_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     from loss_on_ray import replica_settings
 
