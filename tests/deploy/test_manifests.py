@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from deploy.check_manifests import contradictions
+from deploy.check_metric_names import exposed
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.parent for path in KUBERNETES.glob("overlays/*/kustomization.yaml"))
@@ -51,6 +53,15 @@ def test_every_overlay_agrees_with_the_service(overlay: Path) -> None:
     rendered = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     assert not list(contradictions(list(yaml.safe_load_all(rendered))))
+
+
+def test_the_rule_of_the_prometheus_adapter_makes_the_metric_that_the_autoscaler_wants() -> None:
+    (rule,) = yaml.safe_load((KUBERNETES / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    metrics = _base()["HorizontalPodAutoscaler"]["spec"]["metrics"]
+
+    assert rule["name"]["as"] in [metric["pods"]["metric"]["name"] for metric in metrics if metric["type"] == "Pods"]
+    assert rule["seriesQuery"].partition("{")[0] in exposed()
+    assert re.fullmatch(rule["name"]["matches"], rule["seriesQuery"].partition("{")[0])
 
 
 BREAKAGES: list[tuple[str, Callable[[Manifests], Any]]] = [
