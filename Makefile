@@ -59,7 +59,7 @@ image-check: ## build the image and run it for real, with compose and Prometheus
 # Ray listens on every interface it finds, so it gets a network of its own, with nothing but loopback.
 RAY_VENV := .venv-ray
 
-$(RAY_VENV)/.installed: pyproject.toml constraints.txt
+$(RAY_VENV)/.installed: pyproject.toml constraints.txt hatch_build.py service/ops/rows.c service/ops/rows.inc
 	$(PYTHON) -m venv $(RAY_VENV)
 	$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
