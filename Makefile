@@ -9,10 +9,10 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # torch goes first and alone: resolved with the rest, plain `torch` would pull gigabytes of CUDA packages.
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py service/ops/rows.c service/ops/rows.inc
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt hatch_build.py service/ops/rows.c service/ops/rows.inc
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e clients/python
 	touch $@
 
 serve: $(VENV)/.installed ## install and start the service on 127.0.0.1:8000
@@ -23,7 +23,7 @@ test: $(VENV)/.installed ## install, then format, lint, types, imports and all t
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --cov=service --cov-branch --cov-report=term:skip-covered
+	$(BIN)/pytest --cov=service --cov=loss_client --cov-branch --cov-report=term:skip-covered
 
 format: $(VENV)/.installed ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .

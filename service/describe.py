@@ -109,7 +109,7 @@ def answer_schema(operator: Operator, *, gradient: bool) -> Schema:
         "properties": {
             output.name: {
                 **_ref("FloatTensor"),
-                "description": f"{output.description} Shape: {_output_shape(output)}; type: {_output_type(output)}."
+                "description": f"{output.description} Shape: {reference_shape(output)}; type: {_output_type(output)}."
                 + ("" if output.default else " On request."),
             }
             for output in operator.outputs_of(gradient=gradient)
@@ -165,7 +165,8 @@ def _input(tensor: Input) -> dict[str, Any]:
     }
 
 
-def _output_shape(output: Output) -> str:
+def reference_shape(output: Output) -> str:
+    """Return the shape of an output in words and letters."""
     return {
         "classes": "[N, C, d1, ..., dk]",
         "rows": "[N, d1, ..., dk]",
@@ -181,7 +182,7 @@ def _output_type(output: Output) -> str:
 def _output(output: Output) -> dict[str, Any]:
     return {
         "name": output.name,
-        "shape": _output_shape(output),
+        "shape": reference_shape(output),
         "type": _output_type(output),
         "default": output.default,
         "gradient_only": output.gradient,
@@ -222,7 +223,7 @@ def reference(operator: Operator, *, gradient: bool) -> str:
         (
             f"`{output.name}`",
             "yes" if output.default else "on request",
-            f"`{_output_shape(output)}`",
+            f"`{reference_shape(output)}`",
             output.description,
         )
         for output in operator.outputs_of(gradient=gradient)

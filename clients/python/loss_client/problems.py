@@ -1,0 +1,291 @@
+"""Every way to be wrong that the service knows, as an exception.
+
+Generated from the service's table of errors by `generate.py`; not to be edited."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from loss_client.errors import RequestRefusedError, ServiceError, ServiceFaultError, UnavailableError
+
+
+class MalformedRequestError(RequestRefusedError):
+    """The request is not HTTP as this service takes it.
+
+    Send one Host header with a name of the service that it was set up to answer for.
+    """
+
+    CODE: ClassVar[str] = "malformed-request"
+    TITLE: ClassVar[str] = "The request is not HTTP as this service takes it"
+
+
+class MalformedJsonError(RequestRefusedError):
+    """The body is not the JSON this service reads.
+
+    Send one JSON object in UTF-8, without a byte order mark. NaN and infinities are the strings "NaN", "Infinity" and
+    "-Infinity"; a number beyond float64, such as 1e999, is not accepted.
+    """
+
+    CODE: ClassVar[str] = "malformed-json"
+    TITLE: ClassVar[str] = "The body is not the JSON this service reads"
+
+
+class MalformedTensorError(RequestRefusedError):
+    """A tensor contradicts its own description.
+
+    In JSON a compact tensor is {"dtype": "float32", "shape": [2, 3], "base64": "..."}: a known type, a list of sizes,
+    and the base64 (with padding) of exactly that many little-endian values in row-major order. In a safetensors body
+    each tensor is described by its type, its shape and where its bytes are; the tensors follow each other and are the
+    whole of the data, as the libraries write them.
+    """
+
+    CODE: ClassVar[str] = "malformed-tensor"
+    TITLE: ClassVar[str] = "A tensor contradicts its own description"
+
+
+class TooDeepError(RequestRefusedError):
+    """The JSON is nested too deeply.
+
+    Nest at most 10 levels, the outer object counted; tensors have at most 8 dimensions.
+    """
+
+    CODE: ClassVar[str] = "too-deep"
+    TITLE: ClassVar[str] = "The JSON is nested too deeply"
+
+
+class UnknownFieldError(RequestRefusedError):
+    """The request has a field that the operator does not know.
+
+    Remove the field or correct its name; GET /v1/operators lists what each operator takes.
+    """
+
+    CODE: ClassVar[str] = "unknown-field"
+    TITLE: ClassVar[str] = "The request has a field that the operator does not know"
+
+
+class DuplicateFieldError(RequestRefusedError):
+    """A field appears twice.
+
+    Write every field once.
+    """
+
+    CODE: ClassVar[str] = "duplicate-field"
+    TITLE: ClassVar[str] = "A field appears twice"
+
+
+class MissingFieldError(RequestRefusedError):
+    """A field that the operator needs is absent.
+
+    Add the field; GET /v1/operators lists what each operator needs.
+    """
+
+    CODE: ClassVar[str] = "missing-field"
+    TITLE: ClassVar[str] = "A field that the operator needs is absent"
+
+
+class ShapeMismatchError(RequestRefusedError):
+    """Shapes do not fit together.
+
+    Logits are (C), (N, C) or (N, C, d1, ..., dk) unless class_dim says otherwise; an index target has that shape
+    without the class dimension, a probability target has the whole of it, and weight is (C).
+    """
+
+    CODE: ClassVar[str] = "shape-mismatch"
+    TITLE: ClassVar[str] = "Shapes do not fit together"
+
+
+class RaggedArrayError(RequestRefusedError):
+    """A nested array is not rectangular.
+
+    Give all arrays at the same depth the same length, and do not mix numbers with arrays.
+    """
+
+    CODE: ClassVar[str] = "ragged-array"
+    TITLE: ClassVar[str] = "A nested array is not rectangular"
+
+
+class DtypeMismatchError(RequestRefusedError):
+    """A tensor has the wrong kind of elements.
+
+    Logits, log-probabilities, weights and upstream gradients are floating-point numbers, class indices are integers.
+    Numbers in JSON are read as the option 'dtype' says (float32 unless given).
+    """
+
+    CODE: ClassVar[str] = "dtype-mismatch"
+    TITLE: ClassVar[str] = "A tensor has the wrong kind of elements"
+
+
+class InvalidOptionError(RequestRefusedError):
+    """An option has a value it cannot take.
+
+    GET /v1/operators lists every option with its default and bounds.
+    """
+
+    CODE: ClassVar[str] = "invalid-option"
+    TITLE: ClassVar[str] = "An option has a value it cannot take"
+
+
+class TargetOutOfRangeError(RequestRefusedError):
+    """A target is not a class.
+
+    Class indices run from 0 to C - 1; rows to be skipped hold ignore_index (-100 unless given).
+    """
+
+    CODE: ClassVar[str] = "target-out-of-range"
+    TITLE: ClassVar[str] = "A target is not a class"
+
+
+class NonFiniteError(RequestRefusedError):
+    """The answer would hold a NaN.
+
+    Look at the row that is named: it holds NaN, +Infinity, nothing but -Infinity, or numbers whose product overflows.
+    Mask a class with -Infinity, skip a row with ignore_index, or ask for NaN with "non_finite": "propagate".
+    """
+
+    CODE: ClassVar[str] = "non-finite"
+    TITLE: ClassVar[str] = "The answer would hold a NaN"
+
+
+class UndefinedMeanError(RequestRefusedError):
+    """There is nothing to average over.
+
+    Every row is ignored, there are no rows, or their weights sum to zero. Use reduction 'sum', give a 'normalizer', or
+    ask for NaN with "non_finite": "propagate".
+    """
+
+    CODE: ClassVar[str] = "undefined-mean"
+    TITLE: ClassVar[str] = "There is nothing to average over"
+
+
+class ContentTooLargeError(RequestRefusedError):
+    """The body or its answer is larger than the limit.
+
+    Send and accept application/x-safetensors, whose limit is far higher than that of JSON, cut the batch (GET
+    /v1/limits tells the limits), or ask for fewer outputs.
+    """
+
+    CODE: ClassVar[str] = "content-too-large"
+    TITLE: ClassVar[str] = "The body or its answer is larger than the limit"
+
+
+class UnsupportedMediaTypeError(RequestRefusedError):
+    """The body is in a format this service does not read.
+
+    Send the header Content-Type: application/json, or application/x-safetensors for binary bodies.
+    """
+
+    CODE: ClassVar[str] = "unsupported-media-type"
+    TITLE: ClassVar[str] = "The body is in a format this service does not read"
+
+
+class UnsupportedEncodingError(RequestRefusedError):
+    """The body is compressed.
+
+    Send the body as it is, without Content-Encoding.
+    """
+
+    CODE: ClassVar[str] = "unsupported-encoding"
+    TITLE: ClassVar[str] = "The body is compressed"
+
+
+class NotAcceptableError(RequestRefusedError):
+    """The service cannot answer in the format asked for.
+
+    Accept application/json or application/x-safetensors, or leave Accept away.
+    """
+
+    CODE: ClassVar[str] = "not-acceptable"
+    TITLE: ClassVar[str] = "The service cannot answer in the format asked for"
+
+
+class NotFoundError(RequestRefusedError):
+    """There is nothing at this address.
+
+    GET /v1/operators lists the operators; /docs shows every address.
+    """
+
+    CODE: ClassVar[str] = "not-found"
+    TITLE: ClassVar[str] = "There is nothing at this address"
+
+
+class MethodNotAllowedError(RequestRefusedError):
+    """This address does not take the method.
+
+    Operators are called with POST, everything else with GET; the Allow header lists the methods.
+    """
+
+    CODE: ClassVar[str] = "method-not-allowed"
+    TITLE: ClassVar[str] = "This address does not take the method"
+
+
+class UnauthorizedError(RequestRefusedError):
+    """The request needs an API key.
+
+    Send the header Authorization: Bearer KEY, with a key that whoever runs the service gave you.
+    """
+
+    CODE: ClassVar[str] = "unauthorized"
+    TITLE: ClassVar[str] = "The request needs an API key"
+
+
+class RateLimitedError(UnavailableError):
+    """There are too many requests with this API key.
+
+    Send it again after the seconds of Retry-After; requests have no side effects. Requests are what is counted, so few
+    large batches go further than many small ones.
+    """
+
+    CODE: ClassVar[str] = "rate-limited"
+    TITLE: ClassVar[str] = "There are too many requests with this API key"
+
+
+class DrainingError(UnavailableError):
+    """The service is about to stop.
+
+    Send it again on a new connection after the seconds of Retry-After; requests have no side effects.
+    """
+
+    CODE: ClassVar[str] = "draining"
+    TITLE: ClassVar[str] = "The service is about to stop"
+
+
+class InternalError(ServiceFaultError):
+    """The service has a bug.
+
+    Report it with the request id; trying again will not help.
+    """
+
+    CODE: ClassVar[str] = "internal"
+    TITLE: ClassVar[str] = "The service has a bug"
+
+
+PROBLEMS: dict[str, type[ServiceError]] = {
+    error.CODE: error
+    for error in (
+        MalformedRequestError,
+        MalformedJsonError,
+        MalformedTensorError,
+        TooDeepError,
+        UnknownFieldError,
+        DuplicateFieldError,
+        MissingFieldError,
+        ShapeMismatchError,
+        RaggedArrayError,
+        DtypeMismatchError,
+        InvalidOptionError,
+        TargetOutOfRangeError,
+        NonFiniteError,
+        UndefinedMeanError,
+        ContentTooLargeError,
+        UnsupportedMediaTypeError,
+        UnsupportedEncodingError,
+        NotAcceptableError,
+        NotFoundError,
+        MethodNotAllowedError,
+        UnauthorizedError,
+        RateLimitedError,
+        DrainingError,
+        InternalError,
+    )
+}
+"""Every exception by its code."""
