@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test format accuracy bench memory browser fuzz faults settings-table deploy-check image-check ray-test mutate clean
+.PHONY: help serve test format client accuracy bench memory browser fuzz faults settings-table deploy-check image-check ray-test mutate clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ test: $(VENV)/.installed ## install, then format, lint, types, imports and all t
 format: $(VENV)/.installed ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+client: $(VENV)/.installed ## write the generated parts of the Python client anew
+	$(BIN)/python clients/python/generate.py
 
 accuracy: $(VENV)/.installed ## print the largest errors beside torch's own
 	$(BIN)/python -m benchmarks.accuracy

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, cast
 
@@ -173,17 +174,16 @@ class LossClient(_Client, BlockingOperators):
         return self._drive(self._flow(call))
 
     def _drive(self, flow: Flow[T]) -> T:
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    received = self._do(step)
-                except httpx.TransportError as error:
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(received)
-        except StopIteration as stop:
-            return cast(T, stop.value)
+        resume: Callable[[], Send | Pause] = partial(next, flow)
+        while True:
+            try:
+                step = resume()
+            except StopIteration as stop:
+                return cast(T, stop.value)
+            try:
+                resume = partial(flow.send, self._do(step))
+            except httpx.TransportError as error:
+                resume = partial(flow.throw, error)
 
     def _do(self, step: Send | Pause) -> Received | None:
         if isinstance(step, Pause):
@@ -281,17 +281,16 @@ class AsyncLossClient(_Client, AsyncOperators):
         return await self._drive(self._flow(call))
 
     async def _drive(self, flow: Flow[T]) -> T:
-        try:
-            step = next(flow)
-            while True:
-                try:
-                    received = await self._do(step)
-                except httpx.TransportError as error:
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(received)
-        except StopIteration as stop:
-            return cast(T, stop.value)
+        resume: Callable[[], Send | Pause] = partial(next, flow)
+        while True:
+            try:
+                step = resume()
+            except StopIteration as stop:
+                return cast(T, stop.value)
+            try:
+                resume = partial(flow.send, await self._do(step))
+            except httpx.TransportError as error:
+                resume = partial(flow.throw, error)
 
     async def _do(self, step: Send | Pause) -> Received | None:
         if isinstance(step, Pause):

@@ -72,8 +72,9 @@ class RemoteCrossEntropyLoss(torch.nn.Module):
         Raises:
             LossClientError: the service refused the request, or there was no answer.
         """
-        function = cast(Any, _RemoteCrossEntropy)
-        return cast(Tensor, function.apply(self, self.weight, logits, target))
+        if torch.is_grad_enabled() and (logits.requires_grad or target.requires_grad):
+            return cast(Tensor, cast(Any, _RemoteCrossEntropy).apply(self, logits, target))
+        return self.client.cross_entropy(logits, target, self.weight, outputs=["loss"], **self.options()).loss
 
     def options(self) -> dict[str, Any]:
         """Return the options of its requests."""
@@ -87,18 +88,14 @@ class RemoteCrossEntropyLoss(torch.nn.Module):
 
 class _RemoteCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, loss: RemoteCrossEntropyLoss, weight: Tensor | None, logits: Tensor, target: Tensor
-    ) -> Tensor:
-        client, options = loss.client, loss.options()
-        _, _, by_logits, by_target = ctx.needs_input_grad
-        if not (by_logits or by_target):
-            return client.cross_entropy(logits, target, weight, outputs=["loss"], **options).loss
+    def forward(ctx: Any, loss: RemoteCrossEntropyLoss, logits: Tensor, target: Tensor) -> Tensor:
+        options = loss.options()
+        _, by_logits, by_target = ctx.needs_input_grad
         sent = logits.float() if logits.dtype == torch.float16 else logits
         outputs: list[Literal["loss", "grad_logits", "grad_target"]] = ["loss"]
         outputs += ["grad_logits"] if by_logits else []
         outputs += ["grad_target"] if by_target else []
-        answer = client.cross_entropy_gradient(sent, target, weight, outputs=outputs, **options)
+        answer = loss.client.cross_entropy_gradient(sent, target, loss.weight, outputs=outputs, **options)
         ctx.save_for_backward(answer.grad_logits if by_logits else None, answer.grad_target if by_target else None)
         ctx.class_dim = options["class_dim"] if options["class_dim"] is not None else min(1, logits.ndim - 1)
         ctx.is_reduced = options["reduction"] != "none"
@@ -110,11 +107,11 @@ class _RemoteCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # Rows do not depend on each other: a row's gradient is that of its loss times what comes from above.
         if ctx.is_reduced:
-            return None, None, *map(_scaled, ctx.saved_tensors, (grad_output, grad_output), ctx.dtypes)
+            return None, *map(_scaled, ctx.saved_tensors, (grad_output, grad_output), ctx.dtypes)
         slope = grad_output.unsqueeze(ctx.class_dim)
         # A skipped row stays 0 whatever comes from above.
         slopes = [None if part is None else slope.where(part != 0, 0) for part in ctx.saved_tensors]
-        return None, None, *map(_scaled, ctx.saved_tensors, slopes, ctx.dtypes)
+        return None, *map(_scaled, ctx.saved_tensors, slopes, ctx.dtypes)
 
 
 def _scaled(gradient: Tensor | None, slope: Tensor | None, dtype: torch.dtype) -> Tensor | None:

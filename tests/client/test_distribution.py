@@ -1,0 +1,122 @@
+"""The client is a distribution of its own: current, complete, and without the server's packages."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loss_client.arrays import to_wire
+from loss_client.progress import Progress, ProgressBar
+from loss_client.safetensors import read, write
+
+from tests.client.conftest import KEY
+from tests.support.running import RunningService
+
+ROOT = Path(__file__).parents[2] / "clients" / "python"
+
+ALONE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "fastapi", "starlette", "pydantic", "service", "ml_dtypes"}:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+sys.meta_path.insert(0, Blocked())
+
+import numpy as np
+import loss_client
+
+with loss_client.LossClient(sys.argv[1], api_key=sys.argv[2]) as client:
+    print(client.cross_entropy_gradient(np.eye(3, dtype="float32"), np.arange(3)).loss)
+try:
+    loss_client.RemoteCrossEntropyLoss
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+def test_generated_files_are_current() -> None:
+    rendered = runpy.run_path(str(ROOT / "generate.py"))["rendered"]()
+
+    for name, text in rendered.items():
+        assert (ROOT / "loss_client" / name).read_text() == text, f"{name} is stale: make client"
+
+
+def test_the_client_works_without_torch_and_without_the_server(service: RunningService) -> None:
+    command = [sys.executable, "-c", ALONE, service.address, KEY]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.splitlines() == ["0.5514447", "torch is not installed"]
+
+
+def test_the_wheel_holds_the_package_its_types_and_its_licence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as wheel:
+        packed = set(wheel.namelist())
+        (metadata,) = (name for name in packed if name.endswith("/METADATA"))
+        needed = [line for line in wheel.read(metadata).decode().splitlines() if line.startswith("Requires-Dist")]
+
+    files = {f"loss_client/{path.name}" for path in (ROOT / "loss_client").iterdir() if path.is_file()}
+    assert files <= packed
+    assert "loss_client/py.typed" in packed
+    assert any(name.endswith("/licenses/LICENSE") for name in packed)
+    assert [line.split()[1].partition("<")[0].partition(">")[0] for line in needed] == ["httpx", "numpy"]
+
+
+def test_bodies_are_views_of_the_arrays_and_answers_views_of_one_buffer() -> None:
+    arrays = {"logits": np.zeros((1000, 100), "float32"), "target": np.zeros(1000, "int64")}
+
+    body = write({name: to_wire(name, array) for name, array in arrays.items()}, {"reduction": "sum"})
+    slices = [np.frombuffer(piece, np.uint8) for piece in body.slices()]
+    buffer = np.concatenate(slices)
+    answer = read(buffer)
+
+    assert sum(len(piece) for piece in slices) == body.nbytes
+    for array in arrays.values():
+        assert any(np.shares_memory(piece, array) for piece in slices)
+    assert all(np.shares_memory(array.values, buffer) for array in answer.values())
+    assert {name: array.shape for name, array in answer.items()} == {"logits": (1000, 100), "target": (1000,)}
+
+
+class Terminal:
+    """Something that can be written to, and says whether it is a terminal."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        self._is_terminal = is_terminal
+        self.text = ""
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "seconds", "expected"), [(True, 2.0, True), (True, 0.5, False), (False, 2.0, False)]
+)
+def test_a_bar_is_drawn_on_terminals_and_for_long_work(is_terminal: bool, seconds: float, expected: bool) -> None:
+    terminal = Terminal(is_terminal)
+    bar = ProgressBar(terminal)  # type: ignore[arg-type]
+
+    bar(Progress(rows_done=5, rows=10, bytes_sent=600, bytes_received=100, nbytes=1000, seconds=seconds))
+    bar(Progress(rows_done=10, rows=10, bytes_sent=1000, bytes_received=200, nbytes=1000, seconds=seconds + 1))
+
+    assert bool(terminal.text) == (expected or (is_terminal and seconds + 1 > 1))
+    if expected:
+        first, last = terminal.text.split("\r")[1:]
+        assert first.startswith("[##################............]  60%")
+        assert last.startswith("[##############################] 100%")
+        assert last.endswith("\n")
