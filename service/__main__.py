@@ -1,16 +1,19 @@
-"""The command line: `loss-service serve`."""
+"""The command line: `loss-service serve`, and the commands of `service.cli`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from typing import cast
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from service import __version__
 from service.app import create_app
+from service.cli import compute, listing
 from service.engine.device import DeviceUnavailableError, choose_device
 from service.http import server
 from service.http.auth import KeysUnusableError, read_keys
@@ -23,14 +26,44 @@ EXIT_CONFIGURATION = 78
 """Exit status for settings that cannot be used (EX_CONFIG of sysexits.h)."""
 
 
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+EXIT_BROKEN_PIPE = 141
+"""Exit status when the reader of the output has gone, as shells have it."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(PROGRAM, description="Losses and their gradients over HTTP.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("serve", help="start the service", add_help=False)
+    compute.add_parser(commands)
+    listing.add_parsers(commands)
     command, rest = parser.parse_known_args(arguments)
-    return {"serve": serve}[command.command](rest)
+    if command.command == "serve":
+        return serve(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return _run(command)
+
+
+def _run(command: argparse.Namespace) -> int:
+    """Run a command that is not `serve` and return its exit status."""
+    try:
+        status = cast(int, command.run(command))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough; what is left must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except ValidationError as error:
+        return _refuse(_sentence(error))
+    except (SettingsError, KeysUnusableError) as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return status
 
 
 def serve(arguments: list[str]) -> int:

@@ -12,6 +12,9 @@ from service.tensors import DTYPES, MAX_RANK, NON_FINITE
 
 Schema = dict[str, Any]
 
+JSON_ONLY = ("dtype", "encoding")
+"""Options that speak of numbers written out, and have no meaning where tensors are bytes."""
+
 _FLOATING = [dtype.name for dtype in DTYPES.values() if dtype.kind == "floating"]
 _INTEGER = [dtype.name for dtype in DTYPES.values() if dtype.kind == "integer"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,12 +20,37 @@ from tests.support.running import RunningService, running_service
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CLIENT_README = (ROOT / "clients" / "python" / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS: list[tuple[str, str]] = BLOCK.findall(README)
-COMMANDS = [(text, BLOCKS[place + 1 : place + 2]) for place, (kind, text) in enumerate(BLOCKS) if kind == "sh"]
-PROGRAMS = [(text, BLOCKS[place + 1 : place + 2]) for place, (kind, text) in enumerate(BLOCKS) if kind == "python"]
+
+
+def blocks_of(text: str, kind: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the blocks of a kind, each with the block after it."""
+    blocks: list[tuple[str, str]] = BLOCK.findall(text)
+    return [(code, blocks[place + 1 : place + 2]) for place, (found, code) in enumerate(blocks) if found == kind]
+
+
+COMMANDS = blocks_of(README, "sh")
+
+RUNNERS = {
+    "python": ("main.py", [sys.executable]),
+    "js": ("main.mjs", ["node"]),
+    "go": ("main.go", ["go", "run"]),
+    "java": ("Main.java", ["java"]),
+    "bash": ("main.sh", ["bash", "-e"]),
+}
+"""How a program in each language is run: the name of its file, and what is called with it."""
+
+PROGRAMS = [
+    (kind, program, output)
+    for kind in RUNNERS
+    for text in (README, CLIENT_README)
+    for program, output in blocks_of(text, kind)
+]
+
+NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 
 def path_in(text: str) -> str:
@@ -52,16 +78,32 @@ def test_a_command_is_answered_as_the_readme_says(
     assert_close(orjson.loads(done.stdout), orjson.loads(answer[0][1]))
 
 
-@pytest.mark.parametrize(("program", "output"), PROGRAMS)
+@pytest.mark.parametrize(("kind", "program", "output"), PROGRAMS)
 def test_a_program_prints_what_the_readme_says(
-    service: RunningService, program: str, output: list[tuple[str, str]]
+    service: RunningService, tmp_path: Path, kind: str, program: str, output: list[tuple[str, str]]
 ) -> None:
+    name, command = RUNNERS[kind]
+    if kind not in ("python", "bash") and shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
     assert [kind for kind, _ in output] == ["text"], "a program must be followed by what it prints"
-    program = program.replace(ADDRESS, service.address)
+    (tmp_path / name).write_text(program.replace(ADDRESS, service.address))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "GOCACHE": str(tmp_path / "cache")}
 
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [*command, name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
-    assert done.stdout == output[0][1]
+    assert done.stderr == ""
+    # Numbers as numbers, however wide their column; the last digit is the processor's.
+    assert NUMBER.sub("#", done.stdout).split() == NUMBER.sub("#", output[0][1]).split()
+    numbers, expected = (list(map(float, NUMBER.findall(text))) for text in (done.stdout, output[0][1]))
+    assert numbers == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_every_language_has_a_program(kind: str) -> None:
+    assert blocks_of(README, kind)
 
 
 def test_every_operator_and_its_gradient_has_a_command() -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from service.describe import defaults, inputs_of, reference_shape, schema_name
+from service.describe import JSON_ONLY, defaults, inputs_of, reference_shape, schema_name
 from service.errors import ERRORS
 from service.http.problems import STATUS
 from service.ops import OPERATORS
@@ -26,9 +26,6 @@ from service.ops.request import describe_bounds
 from service.ops.spec import Input, Operator
 
 PACKAGE = Path(__file__).parent / "loss_client"
-
-JSON_ONLY = ("dtype", "encoding")
-"""Options that speak of JSON alone."""
 
 UNAVAILABLE = (429, 503)
 

@@ -1,0 +1,1 @@
+"""The command line beside `serve`: compute files, and show what there is."""
