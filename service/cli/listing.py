@@ -79,10 +79,7 @@ def in_full(operator: dict[str, Any]) -> str:
         (
             operator["description"],
             f"POST {operator['path']}, POST {operator['gradient_path']}",
-            *(
-                _block(name, lines)
-                for name, lines in (("Tensors", tensors), ("Options", options), ("Outputs", outputs))
-            ),
+            *(_block(name, entries) for name, entries in blocks.items()),
         )
     )
 
