@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, cast
 
@@ -25,6 +26,10 @@ KEEPALIVE_SECONDS = 4.0
 """How long an unused connection is kept: less than the 5 s of the service, so that it is us who close it."""
 
 POLL_SECONDS = 0.1
+"""How long to wait before asking again whether the service is ready."""
+
+PROBE_SECONDS = 5.0
+"""How long a service that is ready takes at most to say so."""
 
 T = TypeVar("T")
 HttpClientT = TypeVar("HttpClientT", httpx.Client, httpx.AsyncClient)
@@ -44,7 +49,11 @@ class _Client:
         progress: ProgressOption,
     ) -> None:
         self.url = url.rstrip("/")
-        self._headers = {"Accept": "application/x-safetensors, application/json;q=0.5", "Accept-Encoding": "identity"}
+        self._headers = {
+            "Accept": "application/x-safetensors, application/json;q=0.5",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"loss-client/{version('loss-client')}",
+        }
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout = timeout
@@ -157,7 +166,7 @@ class LossClient(_Client, BlockingOperators):
     def is_ready(self) -> bool:
         """Return whether the service takes requests; never raises because it does not."""
         try:
-            response = self._http.get(self.url + "/health/ready", timeout=self._timeout)
+            response = self._http.get(self.url + "/health/ready", timeout=PROBE_SECONDS)
         except httpx.TransportError:
             return False
         return response.status_code == 200
@@ -264,7 +273,7 @@ class AsyncLossClient(_Client, AsyncOperators):
     async def is_ready(self) -> bool:
         """Return whether the service takes requests; never raises because it does not."""
         try:
-            response = await self._http.get(self.url + "/health/ready", timeout=self._timeout)
+            response = await self._http.get(self.url + "/health/ready", timeout=PROBE_SECONDS)
         except httpx.TransportError:
             return False
         return response.status_code == 200
