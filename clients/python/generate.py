@@ -70,6 +70,7 @@ def problems_module() -> Code:
         yield from docstring(4, error.title + ".", error.mend)
         yield f"    CODE: ClassVar[str] = {code!r}"
         yield f"    TITLE: ClassVar[str] = {error.title!r}"
+        yield f"    STATUS: ClassVar[int] = {status}"
     yield "PROBLEMS: dict[str, type[ServiceError]] = {"
     yield f"    error.CODE: error for error in ({', '.join(map(problem_name, ERRORS))})"
     yield "}"

@@ -21,7 +21,7 @@ from service.errors import RequestError
 from service.ops import OPERATORS
 from service.ops.bind import Job, bind, fields_of
 from service.ops.request import describe_bounds
-from service.ops.spec import UPSTREAM, Operator
+from service.ops.spec import UPSTREAM, Operator, Rows
 from service.settings import Settings
 from service.tensors import Message
 
@@ -78,7 +78,7 @@ def _add_operator(operators: Any, operator: Operator) -> None:
         help="address of a running service that computes, instead of this process; needs the Python client "
         f"(loss-client). An API key goes into the variable {KEY_VARIABLE}.",
     )
-    where.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="longest wait for it (60)")
+    where.add_argument("--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="longest wait for it (60)")
     where.add_argument("--device", default="auto", help="device of this process: auto, cpu, cuda or cuda:N")
     where.add_argument("--threads", type=int, metavar="N", help="workers of this process; all cores unless given")
     options = parser.add_argument_group("options")
@@ -97,6 +97,12 @@ def _named(text: str) -> tuple[str, str]:
     if not (name and equals and file.lower().endswith(".npy")):
         raise argparse.ArgumentTypeError("must be NAME=FILE with a .npy file")
     return name, file
+
+
+def _seconds(text: str) -> float:
+    if not (seconds := float(text)) > 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return seconds
 
 
 def _value(text: str) -> object:
@@ -159,29 +165,38 @@ def _here(job: Job, arguments: argparse.Namespace, bar: Bar) -> Mapping[str, Ten
     """Compute in this process."""
     threads = arguments.threads or Settings.model_fields["threads"].get_default(call_default_factory=True)
     engine = Engine(choose_device(arguments.device), threads=max(1, threads))
-    done, lock, rows = [0], threading.Lock(), max(1, job.layout.rows)
-
-    def counted(function: Callable[..., None]) -> Callable[..., None]:
-        """Return a function of the operator that also tells the bar of the rows it has computed."""
-
-        def compute(block: Any, *rest: Any) -> None:
-            function(block, *rest)
-            with lock:
-                done[0] += block.count
-            bar.show(done[0] / rows)
-
-        return compute
-
+    count = _Count(job.layout.rows, bar)
     # An operator is a value: one that counts needs nothing from the engine.
     operator = dataclasses.replace(
         job.operator,
-        forward=counted(job.operator.forward),
-        value_and_gradient=counted(job.operator.value_and_gradient),
+        forward=count.watching(job.operator.forward),
+        value_and_gradient=count.watching(job.operator.value_and_gradient),
     )
     try:
         return engine.compute(dataclasses.replace(job, operator=operator)).tensors
     finally:
         engine.close()
+
+
+class _Count:
+    """Counts the rows that are done, and shows them."""
+
+    def __init__(self, rows: int, bar: Bar) -> None:
+        self._rows = rows
+        self._bar = bar
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def watching(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Return a function of an operator that also counts the rows it has computed."""
+
+        def compute(block: Rows, *rest: Any) -> None:
+            function(block, *rest)
+            with self._lock:
+                self._done += block.count
+                self._bar.show(self._done / self._rows)
+
+        return compute
 
 
 class RemoteError(Exception):
@@ -212,7 +227,7 @@ def _by_service(request: Message, job: Job, arguments: argparse.Namespace, bar: 
             )
     except loss_client.RequestRefusedError as error:
         raise RemoteError(str(error), EXIT_REFUSED) from error
-    except loss_client.LossClientError as error:
+    except (loss_client.LossClientError, ValueError) as error:
         raise RemoteError(str(error)) from error
 
 

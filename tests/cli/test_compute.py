@@ -203,6 +203,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["half.safetensors", "--outputs", "log_probs", "--output", "a.npz"], 66, "'log_probs' is bfloat16, which .npz"),
     (["batch.npz", "--device", "cuda:99"], 69, "cuda:99"),
     (["batch.npz", "--url", "http://127.0.0.1:1", "--timeout", "0.1"], 69, "the service gave no answer"),
+    (["batch.npz", "--url", "http://a:b"], 69, "the address of a service must be like http://127.0.0.1:8000, but is"),
 ]
 
 
@@ -228,7 +229,13 @@ def test_a_mistake_is_one_line_and_a_status(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["compute"], ["compute", "hinge"], ["compute", "softmax", "--tensor", "logits"], ["compute", "softmax", "--what"]],
+    [
+        ["compute"],
+        ["compute", "hinge"],
+        ["compute", "softmax", "--tensor", "logits"],
+        ["compute", "softmax", "--what"],
+        ["compute", "softmax", "--timeout", "0"],
+    ],
 )
 def test_a_command_line_that_makes_no_sense_is_told_so(
     capsys: pytest.CaptureFixture[str], arguments: list[str]

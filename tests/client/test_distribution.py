@@ -5,14 +5,19 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import httpx
 import numpy as np
 import pytest
+from loss_client import LossClient
 from loss_client.arrays import to_wire
 from loss_client.progress import Progress, ProgressBar
-from loss_client.safetensors import read, write
+from loss_client.safetensors import MEDIA_TYPE, read, write
 
 from tests.client.conftest import KEY
 from tests.support.running import RunningService
@@ -85,6 +90,32 @@ def test_bodies_are_views_of_the_arrays_and_answers_views_of_one_buffer() -> Non
         assert any(np.shares_memory(piece, array) for piece in slices)
     assert all(np.shares_memory(array.values, buffer) for array in answer.values())
     assert {name: array.shape for name, array in answer.items()} == {"logits": (1000, 100), "target": (1000,)}
+
+
+def test_a_call_takes_no_more_memory_than_its_answer() -> None:
+    logits = np.zeros((8192, 1024), "float32")
+    answer = write({"probs": to_wire("probs", logits)}, {})
+
+    class Streaming(httpx.BaseTransport):
+        """A transport as a socket is: the body goes by in pieces, and the answer comes in pieces of its own."""
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            sent = sum(len(piece) for piece in cast("Iterator[bytes]", request.stream))
+            assert sent == int(request.headers["content-length"])
+            headers = {"content-type": MEDIA_TYPE, "content-length": str(answer.nbytes)}
+            pieces = (bytes(piece[at : at + 65536]) for piece in answer.slices() for at in range(0, len(piece), 65536))
+            return httpx.Response(200, headers=headers, content=pieces)
+
+    with httpx.Client(transport=Streaming()) as http:
+        client = LossClient(http=http)
+        client._caller.most_bytes = 1 << 30
+        tracemalloc.start()
+        probs = client.softmax(logits).probs
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    np.testing.assert_array_equal(probs, logits)
+    assert logits.nbytes < peak < 1.05 * logits.nbytes
 
 
 class Terminal:

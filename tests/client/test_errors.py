@@ -19,7 +19,14 @@ from loss_client import (
     ServiceFaultError,
     UnavailableError,
 )
-from loss_client.problems import PROBLEMS, InternalError, InvalidOptionError, TargetOutOfRangeError, UnauthorizedError
+from loss_client.problems import (
+    PROBLEMS,
+    ContentTooLargeError,
+    InternalError,
+    InvalidOptionError,
+    TargetOutOfRangeError,
+    UnauthorizedError,
+)
 
 from service.errors import ERRORS
 from service.http.problems import STATUS
@@ -88,7 +95,13 @@ def test_every_problem_of_the_service_has_its_exception(code: str) -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(418, RequestRefusedError), (404, RequestRefusedError), (502, UnavailableError), (500, ServiceFaultError)],
+    [
+        (404, RequestRefusedError),
+        (413, ContentTooLargeError),
+        (502, UnavailableError),
+        (503, UnavailableError),
+        (500, ServiceFaultError),
+    ],
 )
 def test_what_a_proxy_says_is_raised_too(status: int, kind: type[ServiceError]) -> None:
     with pytest.raises(kind, match="Bad teapot") as caught:
@@ -120,6 +133,12 @@ def test_an_answer_that_is_not_the_services_is_told_apart(answer: httpx.Response
 def test_a_service_that_is_not_there_is_no_answer() -> None:
     with LossClient("http://127.0.0.1:1", retries=ONCE) as alone, pytest.raises(NoAnswerError, match="no answer"):
         alone.softmax(LOGITS)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://a:b", ""])
+def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="must be like http"):
+        LossClient(url)
 
 
 def test_errors_can_be_pickled() -> None:

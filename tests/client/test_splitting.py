@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from loss_client import LossClient, Progress, ServiceError
 from loss_client.problems import (
     ContentTooLargeError,
@@ -15,6 +17,7 @@ from loss_client.problems import (
     TargetOutOfRangeError,
     UndefinedMeanError,
 )
+from loss_client.splitting import boxes
 
 from tests.client.conftest import KEY, LIMIT
 from tests.support.asking import ask
@@ -171,6 +174,17 @@ def test_a_mean_over_nothing_is_refused_or_nan_as_without_cutting(client: LossCl
     assert answer["total_weight"] == 0
     if gradient:
         assert not answer["grad_logits"].any()
+
+
+@given(st.lists(st.integers(1, 7), max_size=4), st.integers(1, 40))
+def test_boxes_hold_every_row_once_in_order_and_never_too_many(sizes: list[int], most: int) -> None:
+    shape = tuple(sizes)
+    numbers = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+
+    parts = [numbers[box].reshape(-1) for box in boxes(shape, most)]
+
+    assert all(0 < len(part) <= most for part in parts)
+    np.testing.assert_array_equal(np.concatenate(parts), numbers.reshape(-1))
 
 
 def test_progress_counts_rows_and_bytes_to_the_end(client: LossClient) -> None:

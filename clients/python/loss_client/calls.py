@@ -219,7 +219,7 @@ class Caller:
         meter = Meter(report, rows=batch.rows)
         most_bytes = yield from self._most_bytes(batch, timeout)
         outputs, ids = yield from self._compute(batch, most_bytes, timeout, meter)
-        return {name: give(output) for name, output in outputs.items()}, ids
+        return {name: give(outputs[name]) for name in operator.outputs if name in outputs}, ids
 
     def _most_bytes(self, batch: Batch, timeout: float | None) -> Flow[int | None]:
         if batch.nbytes > ASK_BYTES and self.most_bytes is None:
@@ -331,8 +331,16 @@ def _error_of(received: Received) -> LossClientError:
     if status < 400:
         return BadAnswerError(f"the answer has status {status}, which the service never gives")
     problem = _problem_of(received)
-    fallback = ServiceFaultError if status >= 500 else RequestRefusedError
-    return PROBLEMS.get(problem.code, UnavailableError if status in _RETRIED_STATUSES else fallback)(problem)
+    return PROBLEMS.get(problem.code, _kind_of(status))(problem)
+
+
+def _kind_of(status: int) -> type[ServiceError]:
+    """Return the exception for a status alone, as a proxy between us and the service may give it."""
+    if status in _RETRIED_STATUSES:
+        return UnavailableError
+    if status == ContentTooLargeError.STATUS:
+        return ContentTooLargeError
+    return ServiceFaultError if status >= 500 else RequestRefusedError
 
 
 def _problem_of(received: Received) -> Problem:

@@ -48,7 +48,7 @@ class _Client:
         retry_budget: RetryBudget | None,
         progress: ProgressOption,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = _checked(url).rstrip("/")
         self._headers = {
             "Accept": "application/x-safetensors, application/json;q=0.5",
             "Accept-Encoding": "identity",
@@ -87,6 +87,17 @@ class _Client:
         return http.build_request(send.method, url, headers=headers, content=content, timeout=send.deadline.timeout())
 
 
+def _checked(url: str) -> str:
+    """Return an address if it is one; raises ValueError."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"the address of a service must be like http://127.0.0.1:8000, but is {url!r}")
+    return url
+
+
 def _pool() -> httpx.Limits:
     return httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=KEEPALIVE_SECONDS)
 
@@ -94,7 +105,8 @@ def _pool() -> httpx.Limits:
 class LossClient(_Client, BlockingOperators):
     """A blocking client of a Loss Service; may be shared between threads.
 
-    Use it in a `with` statement, or call `close` when it is no longer needed.
+    Use it in a `with` statement, or call `close` when it is no longer needed. Its methods know nothing of autograd:
+    tensors come back detached. `RemoteCrossEntropyLoss` is for training.
 
     Args:
         url: where the service is, such as `http://127.0.0.1:8000`.

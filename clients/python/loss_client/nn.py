@@ -91,11 +91,12 @@ class _RemoteCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, loss: RemoteCrossEntropyLoss, logits: Tensor, target: Tensor) -> Tensor:
         options = loss.options()
         _, by_logits, by_target = ctx.needs_input_grad
-        sent = logits.float() if logits.dtype == torch.float16 else logits
         outputs: list[Literal["loss", "grad_logits", "grad_target"]] = ["loss"]
         outputs += ["grad_logits"] if by_logits else []
         outputs += ["grad_target"] if by_target else []
-        answer = loss.client.cross_entropy_gradient(sent, target, loss.weight, outputs=outputs, **options)
+        answer = loss.client.cross_entropy_gradient(
+            _wide(logits), _wide(target), loss.weight, outputs=outputs, **options
+        )
         ctx.save_for_backward(answer.grad_logits if by_logits else None, answer.grad_target if by_target else None)
         ctx.class_dim = options["class_dim"] if options["class_dim"] is not None else min(1, logits.ndim - 1)
         ctx.is_reduced = options["reduction"] != "none"
@@ -112,6 +113,11 @@ class _RemoteCrossEntropy(torch.autograd.Function):
         # A skipped row stays 0 whatever comes from above.
         slopes = [None if part is None else slope.where(part != 0, 0) for part in ctx.saved_tensors]
         return None, *map(_scaled, ctx.saved_tensors, slopes, ctx.dtypes)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor whose gradient does not vanish before it is scaled."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _scaled(gradient: Tensor | None, slope: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -17,6 +17,7 @@ class MalformedRequestError(RequestRefusedError):
 
     CODE: ClassVar[str] = "malformed-request"
     TITLE: ClassVar[str] = "The request is not HTTP as this service takes it"
+    STATUS: ClassVar[int] = 400
 
 
 class MalformedJsonError(RequestRefusedError):
@@ -28,6 +29,7 @@ class MalformedJsonError(RequestRefusedError):
 
     CODE: ClassVar[str] = "malformed-json"
     TITLE: ClassVar[str] = "The body is not the JSON this service reads"
+    STATUS: ClassVar[int] = 400
 
 
 class MalformedTensorError(RequestRefusedError):
@@ -41,6 +43,7 @@ class MalformedTensorError(RequestRefusedError):
 
     CODE: ClassVar[str] = "malformed-tensor"
     TITLE: ClassVar[str] = "A tensor contradicts its own description"
+    STATUS: ClassVar[int] = 400
 
 
 class TooDeepError(RequestRefusedError):
@@ -51,6 +54,7 @@ class TooDeepError(RequestRefusedError):
 
     CODE: ClassVar[str] = "too-deep"
     TITLE: ClassVar[str] = "The JSON is nested too deeply"
+    STATUS: ClassVar[int] = 400
 
 
 class UnknownFieldError(RequestRefusedError):
@@ -61,6 +65,7 @@ class UnknownFieldError(RequestRefusedError):
 
     CODE: ClassVar[str] = "unknown-field"
     TITLE: ClassVar[str] = "The request has a field that the operator does not know"
+    STATUS: ClassVar[int] = 400
 
 
 class DuplicateFieldError(RequestRefusedError):
@@ -71,6 +76,7 @@ class DuplicateFieldError(RequestRefusedError):
 
     CODE: ClassVar[str] = "duplicate-field"
     TITLE: ClassVar[str] = "A field appears twice"
+    STATUS: ClassVar[int] = 400
 
 
 class MissingFieldError(RequestRefusedError):
@@ -81,6 +87,7 @@ class MissingFieldError(RequestRefusedError):
 
     CODE: ClassVar[str] = "missing-field"
     TITLE: ClassVar[str] = "A field that the operator needs is absent"
+    STATUS: ClassVar[int] = 422
 
 
 class ShapeMismatchError(RequestRefusedError):
@@ -92,6 +99,7 @@ class ShapeMismatchError(RequestRefusedError):
 
     CODE: ClassVar[str] = "shape-mismatch"
     TITLE: ClassVar[str] = "Shapes do not fit together"
+    STATUS: ClassVar[int] = 422
 
 
 class RaggedArrayError(RequestRefusedError):
@@ -102,6 +110,7 @@ class RaggedArrayError(RequestRefusedError):
 
     CODE: ClassVar[str] = "ragged-array"
     TITLE: ClassVar[str] = "A nested array is not rectangular"
+    STATUS: ClassVar[int] = 422
 
 
 class DtypeMismatchError(RequestRefusedError):
@@ -113,6 +122,7 @@ class DtypeMismatchError(RequestRefusedError):
 
     CODE: ClassVar[str] = "dtype-mismatch"
     TITLE: ClassVar[str] = "A tensor has the wrong kind of elements"
+    STATUS: ClassVar[int] = 422
 
 
 class InvalidOptionError(RequestRefusedError):
@@ -123,6 +133,7 @@ class InvalidOptionError(RequestRefusedError):
 
     CODE: ClassVar[str] = "invalid-option"
     TITLE: ClassVar[str] = "An option has a value it cannot take"
+    STATUS: ClassVar[int] = 422
 
 
 class TargetOutOfRangeError(RequestRefusedError):
@@ -133,6 +144,7 @@ class TargetOutOfRangeError(RequestRefusedError):
 
     CODE: ClassVar[str] = "target-out-of-range"
     TITLE: ClassVar[str] = "A target is not a class"
+    STATUS: ClassVar[int] = 422
 
 
 class NonFiniteError(RequestRefusedError):
@@ -144,6 +156,7 @@ class NonFiniteError(RequestRefusedError):
 
     CODE: ClassVar[str] = "non-finite"
     TITLE: ClassVar[str] = "The answer would hold a NaN"
+    STATUS: ClassVar[int] = 422
 
 
 class UndefinedMeanError(RequestRefusedError):
@@ -155,6 +168,7 @@ class UndefinedMeanError(RequestRefusedError):
 
     CODE: ClassVar[str] = "undefined-mean"
     TITLE: ClassVar[str] = "There is nothing to average over"
+    STATUS: ClassVar[int] = 422
 
 
 class ContentTooLargeError(RequestRefusedError):
@@ -166,6 +180,7 @@ class ContentTooLargeError(RequestRefusedError):
 
     CODE: ClassVar[str] = "content-too-large"
     TITLE: ClassVar[str] = "The body or its answer is larger than the limit"
+    STATUS: ClassVar[int] = 413
 
 
 class UnsupportedMediaTypeError(RequestRefusedError):
@@ -176,6 +191,7 @@ class UnsupportedMediaTypeError(RequestRefusedError):
 
     CODE: ClassVar[str] = "unsupported-media-type"
     TITLE: ClassVar[str] = "The body is in a format this service does not read"
+    STATUS: ClassVar[int] = 415
 
 
 class UnsupportedEncodingError(RequestRefusedError):
@@ -186,6 +202,7 @@ class UnsupportedEncodingError(RequestRefusedError):
 
     CODE: ClassVar[str] = "unsupported-encoding"
     TITLE: ClassVar[str] = "The body is compressed"
+    STATUS: ClassVar[int] = 415
 
 
 class NotAcceptableError(RequestRefusedError):
@@ -196,6 +213,7 @@ class NotAcceptableError(RequestRefusedError):
 
     CODE: ClassVar[str] = "not-acceptable"
     TITLE: ClassVar[str] = "The service cannot answer in the format asked for"
+    STATUS: ClassVar[int] = 406
 
 
 class NotFoundError(RequestRefusedError):
@@ -206,6 +224,7 @@ class NotFoundError(RequestRefusedError):
 
     CODE: ClassVar[str] = "not-found"
     TITLE: ClassVar[str] = "There is nothing at this address"
+    STATUS: ClassVar[int] = 404
 
 
 class MethodNotAllowedError(RequestRefusedError):
@@ -216,6 +235,7 @@ class MethodNotAllowedError(RequestRefusedError):
 
     CODE: ClassVar[str] = "method-not-allowed"
     TITLE: ClassVar[str] = "This address does not take the method"
+    STATUS: ClassVar[int] = 405
 
 
 class UnauthorizedError(RequestRefusedError):
@@ -226,6 +246,7 @@ class UnauthorizedError(RequestRefusedError):
 
     CODE: ClassVar[str] = "unauthorized"
     TITLE: ClassVar[str] = "The request needs an API key"
+    STATUS: ClassVar[int] = 401
 
 
 class RateLimitedError(UnavailableError):
@@ -237,6 +258,7 @@ class RateLimitedError(UnavailableError):
 
     CODE: ClassVar[str] = "rate-limited"
     TITLE: ClassVar[str] = "There are too many requests with this API key"
+    STATUS: ClassVar[int] = 429
 
 
 class DrainingError(UnavailableError):
@@ -247,6 +269,7 @@ class DrainingError(UnavailableError):
 
     CODE: ClassVar[str] = "draining"
     TITLE: ClassVar[str] = "The service is about to stop"
+    STATUS: ClassVar[int] = 503
 
 
 class InternalError(ServiceFaultError):
@@ -257,6 +280,7 @@ class InternalError(ServiceFaultError):
 
     CODE: ClassVar[str] = "internal"
     TITLE: ClassVar[str] = "The service has a bug"
+    STATUS: ClassVar[int] = 500
 
 
 PROBLEMS: dict[str, type[ServiceError]] = {

@@ -149,7 +149,7 @@ class Batch:
 
     def cut(self, most_rows: int) -> list[Box]:
         """Return the boxes of at most so many rows that the batch is cut into, in row order."""
-        return list(_boxes(self.rows_shape, most_rows))
+        return list(boxes(self.rows_shape, most_rows))
 
     def parts(self, boxes: Sequence[Box]) -> Iterator[Part]:
         """Yield the requests for the boxes; raises UndefinedMeanError where the whole would have no mean."""
@@ -180,7 +180,7 @@ class Batch:
         if total == 0.0 and self.option("non_finite") == "reject":
             raise UndefinedMeanError(
                 Problem(
-                    422,
+                    UndefinedMeanError.STATUS,
                     UndefinedMeanError.CODE,
                     UndefinedMeanError.TITLE,
                     "The mean is undefined: the summed weight of the kept rows is 0.",
@@ -283,7 +283,7 @@ def _scalar(like: WireArray, value: float) -> WireArray:
     return WireArray(like.type_name, result)
 
 
-def _boxes(sizes: tuple[int, ...], most_rows: int) -> Iterator[Box]:
+def boxes(sizes: tuple[int, ...], most_rows: int) -> Iterator[Box]:
     """Cut a box of rows into boxes of at most `most_rows`, of about the same size, in row-major order."""
     if not sizes:
         yield ()
@@ -291,7 +291,7 @@ def _boxes(sizes: tuple[int, ...], most_rows: int) -> Iterator[Box]:
     outer, inner = sizes[0], math.prod(sizes[1:])
     if inner > most_rows:
         for place in range(outer):
-            for rest in _boxes(sizes[1:], most_rows):
+            for rest in boxes(sizes[1:], most_rows):
                 yield (slice(place, place + 1), *rest)
         return
     pieces = -(-outer // (most_rows // max(1, inner)))
