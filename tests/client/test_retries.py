@@ -224,7 +224,7 @@ def test_a_service_that_does_not_answer_in_time_is_given_up(is_async: bool) -> N
 
 def test_an_answer_that_trickles_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("loss_client.calls.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("loss_client.exchange.time.monotonic", lambda: now[0])
 
     class Trickle(httpx.SyncByteStream):
         def __iter__(self) -> Any:

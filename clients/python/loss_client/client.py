@@ -13,7 +13,8 @@ from typing import Any, NoReturn, Self, TypeVar, cast
 import httpx
 
 from loss_client.answers import Answer
-from loss_client.calls import Caller, Flow, Inbox, Pause, Received, Send, report_of
+from loss_client.calls import Caller, Flow, report_of
+from loss_client.exchange import Inbox, Pause, Received, Send
 from loss_client.operators import AsyncOperators, BlockingOperators
 from loss_client.options import CLIENT_DEFAULT, Call, Default, Outputs, ProgressOption, TimeoutOption
 from loss_client.progress import ProgressBar

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loss_client.arrays import WireArray
 from loss_client.errors import Problem
@@ -120,10 +119,11 @@ class Batch:
             return shape == (self.first.shape[self.class_dim],)
         if role == "classes" or (role == "target" and self.is_soft):
             return shape == self.first.shape
-        return shape == (() if role == "loss" and self._reduces else self.rows_shape)
+        return shape == (() if role == "loss" and self.reduces else self.rows_shape)
 
     @property
-    def _reduces(self) -> bool:
+    def reduces(self) -> bool:
+        """Whether the loss is one number."""
         return self.operator.is_loss and self.option("reduction") != "none"
 
     @property
@@ -145,7 +145,7 @@ class Batch:
 
     def _is_cut(self, name: str) -> bool:
         role = self.operator.inputs[name]
-        return role != "weight" and not (role == "loss" and self._reduces)
+        return role != "weight" and not (role == "loss" and self.reduces)
 
     def cut(self, most_rows: int) -> list[Box]:
         """Return the boxes of at most so many rows that the batch is cut into, in row order."""
@@ -164,9 +164,10 @@ class Batch:
         role = self.operator.inputs[name]
         if not self._is_cut(name):
             return ()
-        return self._with_classes(box) if role == "classes" or (role == "target" and self.is_soft) else box
+        return self.with_classes(box) if role == "classes" or (role == "target" and self.is_soft) else box
 
-    def _with_classes(self, box: Box) -> Box:
+    def with_classes(self, box: Box) -> Box:
+        """Return a box of rows with all their classes."""
         return (*box[: self.class_dim], slice(None), *box[self.class_dim :])
 
     def _options_of_parts(self) -> tuple[dict[str, object], dict[str, WireArray]]:
@@ -221,66 +222,6 @@ class Batch:
         starts = [side.start or 0 for side in self._index(name, part.box)]
         moved = [str(int(place) + start) for place, start in zip(index, starts, strict=False)]
         return "/" + "/".join([name, *moved])
-
-
-class Joining:
-    """The results of a batch, put together from those of its parts."""
-
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self._whole: dict[str, WireArray] = {}
-        self._losses: list[float] = []
-
-    def add(self, part: Part, outputs: Mapping[str, WireArray]) -> None:
-        """Put the results of a part where they belong."""
-        for name, output in outputs.items():
-            shape = self._batch.operator.outputs[name]
-            if shape == "scalar" or (shape == "reduced" and self._batch._reduces):
-                self._whole.setdefault(name, output)
-                if shape == "reduced":
-                    self._losses.append(float(output.values))
-                continue
-            has_classes = shape == "classes"
-            if name not in self._whole:
-                whole_shape = self._batch.first.shape if has_classes else self._batch.rows_shape
-                self._whole[name] = WireArray(output.type_name, np.empty(whole_shape, output.values.dtype))
-            index = self._batch._with_classes(part.box) if has_classes else part.box
-            self._whole[name].values[index] = output.values
-
-    def finished(self) -> dict[str, WireArray]:
-        """Return the results of the whole batch."""
-        return {name: self._finished(name, output) for name, output in self._whole.items()}
-
-    def _finished(self, name: str, output: WireArray) -> WireArray:
-        shape = self._batch.operator.outputs[name]
-        if shape == "scalar":
-            return _scalar(output, self._batch.total_weight)
-        if shape == "reduced" and self._losses:
-            return _scalar(output, self._loss())
-        return output
-
-    def _loss(self) -> float:
-        """Return the loss of the whole; the parts are divided already, unless only a sum could be asked for."""
-        total = _sum(self._losses)
-        batch = self._batch
-        divided = batch.option("reduction") == "sum" or batch.option(NORMALIZER) or 0 < batch.total_weight < math.inf
-        if divided:
-            return total
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.float64(total) / np.float64(self._batch.total_weight))
-
-
-def _sum(values: Sequence[float]) -> float:
-    """Return the sum, rounded once."""
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):  # beyond float64, or infinities of both signs
-        return float(np.sum(np.asarray(values, np.float64)))
-
-
-def _scalar(like: WireArray, value: float) -> WireArray:
-    result: NDArray[Any] = np.asarray(value, like.values.dtype)
-    return WireArray(like.type_name, result)
 
 
 def boxes(sizes: tuple[int, ...], most_rows: int) -> Iterator[Box]:
