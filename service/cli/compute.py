@@ -134,14 +134,17 @@ def _refuse(reason: str, status: int) -> int:
 
 
 def _compute(arguments: argparse.Namespace) -> None:
-    operator, bar = OPERATORS[arguments.operator], Bar()
+    bar = Bar()
+    count = _Count(bar)
+    operator = count.watched(OPERATORS[arguments.operator])
     request = files.read_request(arguments.files, arguments.tensor, fields_of(operator, gradient=arguments.gradient))
     request.options.update(_options(arguments))
     job = bind(operator, request, gradient=arguments.gradient)
+    count.rows = job.layout.rows
     if arguments.output is not None:
-        files.check_output(arguments.output, {output.name: job.dtype_of(output) for output in job.outputs})
+        files.check_output(arguments.output, job.plan.dtypes)
     try:
-        results = _by_service(request, job, arguments, bar) if arguments.url else _here(job, arguments, bar)
+        results = _by_service(request, job, arguments, bar) if arguments.url else _here(job, arguments)
     finally:
         bar.close()
     if arguments.output is None:
@@ -161,40 +164,39 @@ def _options(arguments: argparse.Namespace) -> dict[str, object]:
     return given
 
 
-def _here(job: Job, arguments: argparse.Namespace, bar: Bar) -> Mapping[str, Tensor]:
+def _here(job: Job, arguments: argparse.Namespace) -> Mapping[str, Tensor]:
     """Compute in this process."""
     threads = arguments.threads or Settings.model_fields["threads"].get_default(call_default_factory=True)
     engine = Engine(choose_device(arguments.device), threads=max(1, threads))
-    count = _Count(job.layout.rows, bar)
-    # An operator is a value: one that counts needs nothing from the engine.
-    operator = dataclasses.replace(
-        job.operator,
-        forward=count.watching(job.operator.forward),
-        value_and_gradient=count.watching(job.operator.value_and_gradient),
-    )
     try:
-        return engine.compute(dataclasses.replace(job, operator=operator)).tensors
+        return engine.compute(job).tensors
     finally:
         engine.close()
 
 
 class _Count:
-    """Counts the rows that are done, and shows them."""
+    """Counts the rows that are done, of `rows` in all, and shows them."""
 
-    def __init__(self, rows: int, bar: Bar) -> None:
-        self._rows = rows
+    def __init__(self, bar: Bar) -> None:
+        self.rows = 0
         self._bar = bar
         self._done = 0
         self._lock = threading.Lock()
 
-    def watching(self, function: Callable[..., None]) -> Callable[..., None]:
-        """Return a function of an operator that also counts the rows it has computed."""
+    def watched(self, operator: Operator) -> Operator:
+        """Return an operator that counts what it computes: it is a value, so the engine need not know."""
+        return dataclasses.replace(
+            operator,
+            forward=self._watched(operator.forward),
+            value_and_gradient=self._watched(operator.value_and_gradient),
+        )
 
+    def _watched(self, function: Callable[..., None]) -> Callable[..., None]:
         def compute(block: Rows, *rest: Any) -> None:
             function(block, *rest)
             with self._lock:
                 self._done += block.count
-                self._bar.show(self._done / self._rows)
+                self._bar.show(self._done / self.rows)
 
         return compute
 

@@ -167,6 +167,16 @@ def test_the_mean_over_nothing_is_nan_as_in_torch_unless_told_otherwise(client: 
         RemoteCrossEntropyLoss(client, non_finite="reject")(leaf, target)
 
 
+def test_a_compiled_model_steps_out_for_it(client: LossClient) -> None:
+    model, loss = nn.Linear(4, CLASSES), RemoteCrossEntropyLoss(client)
+
+    value = torch.compile(lambda: loss(model(FEATURES), INDICES), backend="eager")()
+    value.backward()
+
+    torch.testing.assert_close(value, nn.functional.cross_entropy(model(FEATURES), INDICES))
+    assert model.weight.grad is not None
+
+
 def test_it_is_a_module_like_others(client: LossClient) -> None:
     loss = RemoteCrossEntropyLoss(client, WEIGHT, class_dim=-1, temperature=2.0)
 

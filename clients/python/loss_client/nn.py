@@ -62,6 +62,8 @@ class RemoteCrossEntropyLoss(torch.nn.Module):
         self.accuracy = accuracy
         self.non_finite = non_finite
 
+    # Nothing of a request can be compiled.
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # torch leaves it without types
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss: a scalar, or with reduction `none` one for each row.
 
