@@ -67,13 +67,14 @@ def test_the_wheel_holds_the_package_its_types_and_its_licence(tmp_path: Path) -
     (built,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(built) as wheel:
         packed = set(wheel.namelist())
+        (licence,) = (name for name in packed if name.endswith("/licenses/LICENSE"))
+        assert wheel.read(licence) == (ROOT.parents[1] / "LICENSE").read_bytes()
         (metadata,) = (name for name in packed if name.endswith("/METADATA"))
         needed = [line for line in wheel.read(metadata).decode().splitlines() if line.startswith("Requires-Dist")]
 
     files = {f"loss_client/{path.name}" for path in (ROOT / "loss_client").iterdir() if path.is_file()}
     assert files <= packed
     assert "loss_client/py.typed" in packed
-    assert any(name.endswith("/licenses/LICENSE") for name in packed)
     assert [line.split()[1].partition("<")[0].partition(">")[0] for line in needed] == ["httpx", "numpy"]
 
 
