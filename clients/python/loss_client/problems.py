@@ -12,7 +12,9 @@ from loss_client.errors import RequestRefusedError, ServiceError, ServiceFaultEr
 class MalformedRequestError(RequestRefusedError):
     """The request is not HTTP as this service takes it.
 
-    Send one Host header with a name of the service that it was set up to answer for.
+    Send HTTP/1.1 or HTTP/1.0 as RFC 9112 writes it, with one Host header that holds a name which the service was set up
+    to answer for, and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is closed, since nobody
+    can tell where the next request would begin.
     """
 
     CODE: ClassVar[str] = "malformed-request"
@@ -183,6 +185,40 @@ class ContentTooLargeError(RequestRefusedError):
     STATUS: ClassVar[int] = 413
 
 
+class RequestTimeoutError(RequestRefusedError):
+    """The request came too slowly.
+
+    Send the request as soon as the connection is open and its body without pauses; a body may come at any pace above
+    LOSS_BODY_BYTES_PER_SECOND. Requests have no side effects: send it again.
+    """
+
+    CODE: ClassVar[str] = "request-timeout"
+    TITLE: ClassVar[str] = "The request came too slowly"
+    STATUS: ClassVar[int] = 408
+
+
+class UriTooLongError(RequestRefusedError):
+    """The address is too long.
+
+    No address of this service is long; tensors and options go into the body.
+    """
+
+    CODE: ClassVar[str] = "uri-too-long"
+    TITLE: ClassVar[str] = "The address is too long"
+    STATUS: ClassVar[int] = 414
+
+
+class HeadersTooLargeError(RequestRefusedError):
+    """The header of the request is too large.
+
+    Send fewer and shorter header fields; tensors and options go into the body.
+    """
+
+    CODE: ClassVar[str] = "headers-too-large"
+    TITLE: ClassVar[str] = "The header of the request is too large"
+    STATUS: ClassVar[int] = 431
+
+
 class UnsupportedMediaTypeError(RequestRefusedError):
     """The body is in a format this service does not read.
 
@@ -301,6 +337,9 @@ PROBLEMS: dict[str, type[ServiceError]] = {
         NonFiniteError,
         UndefinedMeanError,
         ContentTooLargeError,
+        RequestTimeoutError,
+        UriTooLongError,
+        HeadersTooLargeError,
         UnsupportedMediaTypeError,
         UnsupportedEncodingError,
         NotAcceptableError,
