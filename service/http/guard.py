@@ -9,6 +9,8 @@ no such extension: then bodies come the ordinary way.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -20,6 +22,9 @@ EXTENSION = "service.connection"
 """Name of the ASGI extension."""
 
 
+logger = logging.getLogger("service")
+
+
 class ClientDisconnectedError(Exception):
     """The caller has left; there is nobody to answer."""
 
@@ -29,7 +34,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _body_bytes = 0
     """Bytes of the current request's body that went through the parser."""
-    _answered: RequestResponseCycle | None = None
+    _answered: Connection | None = None
     """The request being answered: with pipelining it is not always the one read last."""
     receiver: BodyReceiver | None = None
     """Who has the connection while a body comes that the parser does not see."""
@@ -52,18 +57,27 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answered = cycle
+        self._answered = connection_of(cast(Scope, cycle.scope))
         super()._start_asgi_task(cycle, app)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the request being answered, too; uvicorn tells only the one read last.
+    def on_response_complete(self) -> None:
+        """Go on to the next request; nobody wants to know of a disconnect any longer."""
+        self._answered = None
+        super().on_response_complete()
 
-        A TLS transport may choose whom it tells before the receiver has taken over, and tell afterwards.
-        """
-        if self._answered is not None and not self._answered.response_complete:
-            self._answered.disconnected = True
-            self._answered.message_event.set()
+    def eof_received(self) -> None:
+        """Take a caller who closes his side for one who has left: the connection closes, and nobody is answered."""
+        self._tell_of_disconnect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request being answered, too; uvicorn tells only the one read last."""
         super().connection_lost(exc)
+        self._tell_of_disconnect()
+
+    def _tell_of_disconnect(self) -> None:
+        if self._answered is not None:
+            self._answered.note_disconnect()
+        # A TLS transport may choose whom it tells before the receiver has taken over, and tell afterwards.
         if self.receiver is not None:
             self.receiver.abandon()
 
@@ -87,6 +101,30 @@ class Connection:
         self._protocol = protocol
         self.cycle: RequestResponseCycle = cast(RequestResponseCycle, None)
         self._receiver: BodyReceiver | None = None
+        self._on_disconnect: list[Callable[[], object]] = []
+
+    def on_disconnect(self, callback: Callable[[], object]) -> None:
+        """Have `callback()` called on the event loop, once, if the caller leaves before his answer is complete.
+
+        If he has left already it is called before this returns. A caller who closes only his sending side has left.
+        """
+        if self.cycle.disconnected:
+            callback()
+        else:
+            self._on_disconnect.append(callback)
+
+    def note_disconnect(self) -> None:
+        """Wake up who waits for the caller, and call who wanted to know; nobody, once the answer is complete."""
+        if self.cycle.response_complete:
+            return
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        callbacks, self._on_disconnect = self._on_disconnect, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                logger.exception("a callback failed that was to be told of a caller's leaving")
 
     async def receive_into(self, buffer: memoryview, body_bytes: int) -> None:
         """Fill `buffer` with the next bytes of a body of `body_bytes` in all.
@@ -121,7 +159,7 @@ class Connection:
     def check_open(self) -> None:
         """Raise ClientDisconnectedError when nothing can be sent any more."""
         if self.cycle.disconnected or self.cycle.transport.is_closing():
-            self.cycle.disconnected = True
+            self.note_disconnect()
             raise ClientDisconnectedError
 
     def hold_nothing(self) -> None:
@@ -197,6 +235,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """Let the connection close: a body that ends early is never answered."""
+        self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the transport's word on to the HTTP protocol."""
