@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
@@ -22,6 +22,8 @@ DRAIN_BYTES = 8 << 20
 DRAIN_SECONDS = 1.0
 """Longest time for that."""
 
+SERVICE_UNAVAILABLE = 503
+
 SLICE_BYTES = 1 << 20
 """Largest piece of an answer that is handed to the server at once."""
 
@@ -30,12 +32,14 @@ class RequestBody:
     """The body of one request, read under a limit."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self._receive = receive
+        self.receive = receive
         self.headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             self.headers[name] = self.headers[name] + b", " + value if name in self.headers else value
         length = self.headers.get(b"content-length", b"")
-        self._declared = int(length) if length.isdigit() else None
+        self.declared = int(length) if length.isdigit() else None
+        self.cover: Callable[[int], Awaitable[None]] | None = None
+        """Reserves memory for so many bytes, before more of a body without a declared length is read."""
         self._connection = connection_of(scope)
         self.received = 0
         self._is_complete = False
@@ -49,11 +53,18 @@ class RequestBody:
             return not self._is_complete
         if self._connection is not None and self._connection.is_receiving:
             return True
-        return b"transfer-encoding" in self.headers if self._declared is None else self._declared > KEPT_BYTES
+        return b"transfer-encoding" in self.headers if self.declared is None else self.declared > KEPT_BYTES
+
+    @property
+    def can_be_skipped(self) -> bool:
+        """Whether the server can be left to read the rest and throw it away, however long: its end is known."""
+        if self.declared is None or self._waits_for_continue or self._is_too_large:
+            return False
+        return self._connection is None or not self._connection.is_receiving
 
     async def read(self, limit: int, too_large: str) -> bytes:
         """Return the whole body; raises ContentTooLarge, with the sentence named, once it is known to be too large."""
-        self._check_declared(limit, too_large)
+        self.check_declared(limit, too_large)
         chunks: list[bytes] = []
         async for chunk in self._chunks(limit, too_large):
             chunks.append(chunk)  # noqa: PERF401  # an asynchronous comprehension is no faster
@@ -67,8 +78,8 @@ class RequestBody:
         Once `prefix_bytes` are there, `padding(prefix, body_bytes)` says how many bytes to leave free before the body.
         A body without a declared length is read into memory that grows. Raises ContentTooLarge as `read` does.
         """
-        self._check_declared(limit, too_large)
-        size = self._declared
+        self.check_declared(limit, too_large)
+        size = self.declared
         if size is None or size <= KEPT_BYTES:
             grown = bytearray()
             async for chunk in self._chunks(limit, too_large):
@@ -108,8 +119,9 @@ class RequestBody:
         prefix[:] = got[: len(prefix)]
         return got[len(prefix) :]
 
-    def _check_declared(self, limit: int, too_large: str) -> None:
-        if self._declared is not None and self._declared > limit:
+    def check_declared(self, limit: int, too_large: str) -> None:
+        """Raise ContentTooLarge, with the sentence named, when the body is too large by its own account."""
+        if self.declared is not None and self.declared > limit:
             self._is_too_large = True
             raise ContentTooLarge(too_large, limit=limit)
 
@@ -121,6 +133,8 @@ class RequestBody:
             if self.received > limit:
                 self._is_too_large = True
                 raise ContentTooLarge(too_large, limit=limit)
+            if self.declared is None and self.cover is not None:
+                await self.cover(self.received)
             yield chunk
 
     async def drain(self) -> None:
@@ -139,7 +153,7 @@ class RequestBody:
             return
 
     async def _next(self) -> bytes:
-        message = await self._receive()
+        message = await self.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
         self._is_complete = not message.get("more_body", False)
@@ -184,16 +198,20 @@ async def refuse(send: Send, reply: Reply, body: RequestBody) -> None:
     """Send an answer to a request whose body, or the rest of it, is not wanted; close the connection if it is long.
 
     Some of the body is still read in between: a connection closed on a caller who is still sending is reset, and the
-    reset can overtake the answer.
+    reset can overtake the answer. A caller who is to come again soon keeps his connection.
     """
-    if not body.must_close:
+    if not body.must_close or (reply.status == SERVICE_UNAVAILABLE and body.can_be_skipped and not _closes(reply)):
         await send_reply(send, reply)
         return
-    closing = [] if (b"connection", b"close") in reply.headers else [(b"connection", b"close")]
+    closing = [] if _closes(reply) else [(b"connection", b"close")]
     await _send_start(send, reply, closing)
     await send({"type": "http.response.body", "body": b"".join(reply.pieces), "more_body": True})
     await body.drain()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _closes(reply: Reply) -> bool:
+    return (b"connection", b"close") in reply.headers
 
 
 async def _send_start(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]]) -> None:

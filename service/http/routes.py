@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ParamSpec, TypeVar, cast
 
 from starlette.exceptions import HTTPException
@@ -21,6 +22,8 @@ from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
 from service.http.guard import ClientDisconnectedError
+from service.http.leaving import Departure
+from service.http.permits import SMALL_BODY_BYTES, Gate, Permit
 from service.http.problems import Reply, problem
 from service.http.state import State
 from service.ops.bind import Job, bind, fields_of
@@ -41,10 +44,17 @@ Of a binary body only the class indices are looked at.
 class OperatorEndpoint:
     """One operator, or its gradient, over HTTP: decode, bind, submit, encode."""
 
-    def __init__(self, operator: Operator, engine: Engine, settings: Settings, state: State, *, gradient: bool) -> None:
+    def __init__(
+        self, operator: Operator, engine: Engine, gate: Gate, settings: Settings, state: State, *, gradient: bool
+    ) -> None:
         self._operator = operator
         self._engine = engine
-        self._settings = settings
+        self._gate = gate
+        self._limits: dict[Format, tuple[int, str]] = {
+            "json": (settings.max_json_bytes, "json"),
+            "safetensors": (settings.max_body_bytes, "body"),
+        }
+        self._most_answer_bytes = settings.max_json_answer_bytes
         self._state = state
         self._gradient = gradient
         self._fields = fields_of(operator, gradient=gradient)
@@ -88,40 +98,73 @@ class OperatorEndpoint:
         exchange.format = request_format(body.headers)
         wanted = answer_format(body.headers, exchange.format)
         memory = Borrowed(self._engine.buffers)
+        permit = self._gate.permit(body.headers, exchange.started)
+        departure: Departure | None = None
+        is_done = False
         try:
+            body.check_declared(*self._limits[exchange.format])
+            if not permit.may_read(body.declared, exchange.format):
+                await permit.wait_for()
+            body.cover = permit.cover
             with self._state.reading():
                 content = await self._read(body, exchange.format, memory)
             timing, started = exchange.timing, time.perf_counter()
-            job = await _where_it_fits(
-                len(content) <= INLINE_BYTES[exchange.format], self._prepare, content, exchange.format, wanted
-            )
+            permit.deadline.check_at(started)
+            if len(content) > INLINE_BYTES[exchange.format]:
+                departure = Departure(scope, body.receive)
+                permit.enter((self._name, exchange.format), len(content))
+            if exchange.format == "json" and len(content) > SMALL_BODY_BYTES:
+                size = await self._where_it_fits(
+                    permit, len(content) <= INLINE_BYTES["json"], json_codec.decoding_bytes, cast(bytes, content)
+                )
+                if not permit.may_decode(size):
+                    await permit.wait_for()
+            job = await self._where_it_fits(permit, departure is None, self._prepare, content, exchange.format, wanted)
             timing.decode = time.perf_counter() - started
             size = largest_answer(job, wanted)
-            with metrics.reserved(len(content) + size):
-                memory.answer = await self._engine.submit(job)
-                exchange.rows = job.layout.rows
-                timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
-                started = time.perf_counter()
-                pieces = await _where_it_fits(size <= INLINE_BYTES[wanted], self._encode, job, memory.answer, wanted)
-                timing.encode = time.perf_counter() - started
-                reply = Reply(200, MEDIA_TYPES[wanted], pieces)
-                if wanted == "json":
-                    memory.give_back()
-                    await send_reply(send, reply, [timing.header()])
-                elif await send_borrowed(send, reply, [timing.header()], scope):
-                    del job, pieces, reply, content
-                    memory.give_back()
+            if not permit.may_compute(job, len(content), size, wanted):
+                await permit.wait_for()
+            if self._engine.is_tiny(job):
+                memory.answer = self._engine.compute(job)
+            else:
+                departure = departure or Departure(scope, body.receive)
+                ticket = permit.enter((self._name, exchange.format), len(content))
+                memory.answer = await self._engine.submit(job, ticket)
+            exchange.rows = job.layout.rows
+            timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
+            started = time.perf_counter()
+            permit.deadline.check_at(started)
+            pieces = await self._where_it_fits(
+                permit, size <= INLINE_BYTES[wanted], self._encode, job, memory.answer, wanted
+            )
+            timing.encode = time.perf_counter() - started
+            is_done = True
+            reply = Reply(200, MEDIA_TYPES[wanted], pieces)
+            if wanted == "json":
+                memory.give_back()
+                await send_reply(send, reply, [timing.header()])
+            elif await send_borrowed(send, reply, [timing.header()], scope):
+                del job, pieces, reply, content
+                memory.give_back()
         except RequestError:
-            # The engine is done with it. Not so when the task is cancelled: a worker may still write to the memory.
             memory.give_back()
             raise
+        except asyncio.CancelledError:
+            if not exchange.status:
+                memory.give_back()  # no worker touches it any longer, and nothing of it has been sent
+            if departure is not None and departure.has_happened:
+                raise ClientDisconnectedError from None
+            raise
+        finally:
+            if departure is not None:
+                departure.forget()
+            permit.close(is_done=is_done)
 
     async def _read(self, body: RequestBody, request: Format, memory: Borrowed) -> bytes | memoryview:
         if request == "json":
-            return await body.read(self._settings.max_json_bytes, "json")
+            return await body.read(*self._limits["json"])
         return await body.read_into_buffer(
-            self._settings.max_body_bytes,
-            "body",
+            *self._limits["safetensors"],
             memory.take,
             safetensors_codec.PREFIX_BYTES,
             safetensors_codec.padding_before,
@@ -134,10 +177,18 @@ class OperatorEndpoint:
         else:
             message = safetensors_codec.decode(cast(memoryview, content), self._fields)
         job = bind(self._operator, message, gradient=self._gradient)
-        limit = self._settings.max_json_answer_bytes
+        limit = self._most_answer_bytes
         if wanted == "json" and (size := largest_answer(job, wanted)) > limit:
             raise ContentTooLarge("answer", limit=limit, got=size)
         return job
+
+    async def _where_it_fits(
+        self, permit: Permit, is_small: bool, function: Callable[P, T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """Call a function: for something small on the event loop, else in a worker, in the request's turn."""
+        if is_small:
+            return function(*arguments, **options)
+        return await self._engine.call(partial(function, *arguments, **options), permit.ticket)
 
     @staticmethod
     def _encode(job: Job, answer: Answer, wanted: Format) -> list[bytes | memoryview]:
@@ -176,20 +227,13 @@ def largest_answer(job: Job, wanted: Format) -> int:
     return safetensors_codec.answer_bytes(outputs)
 
 
-async def _where_it_fits(is_small: bool, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Call a function: for something small on the event loop, else in a thread."""
-    if is_small:
-        return function(*arguments, **options)
-    return await asyncio.to_thread(function, *arguments, **options)
-
-
 def operator_endpoints(
-    operators: dict[str, Operator], engine: Engine, settings: Settings, state: State
+    operators: dict[str, Operator], engine: Engine, gate: Gate, settings: Settings, state: State
 ) -> dict[str, OperatorEndpoint]:
     """Return two endpoints for every operator, by path."""
     return {
         f"/v1/{operator.name}" + ("/gradient" if gradient else ""): OperatorEndpoint(
-            operator, engine, settings, state, gradient=gradient
+            operator, engine, gate, settings, state, gradient=gradient
         )
         for operator in operators.values()
         for gradient in (False, True)
