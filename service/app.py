@@ -50,6 +50,11 @@ async def _tidy(engine: Engine, state: State, note_state: Callable[[], None]) ->
             await asyncio.to_thread(trim)
 
 
+def _restart(state: State) -> None:
+    logger.critical("the device is lost; this process answers what it has, and ends")
+    state.begin_restarting()
+
+
 def create_app(settings: Settings | None = None, operators: Mapping[str, Operator] = OPERATORS) -> FastAPI:
     """Return the application, with its engine.
 
@@ -72,6 +77,8 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        engine.on_failure = lambda: loop.call_soon_threadsafe(_restart, state)
         self_test = asyncio.create_task(_become_ready(engine, state))
         tidying = asyncio.create_task(_tidy(engine, state, note_state))
         yield
@@ -86,7 +93,8 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
                 state.readiness = "ok"
         except Exception:
             logger.exception("an operator does not answer its own example; the service stays unready")
-            state.readiness = "failed"
+            if not state.is_restarting:
+                state.readiness = "failed"
 
     app = FastAPI(
         title="Loss Service",

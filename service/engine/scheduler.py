@@ -56,7 +56,7 @@ class Engine:
         self.buffers = BufferPool(most_kept_bytes)
         self.queue = StepQueue()
         self.backlog = Backlog(threads, queue_seconds)
-        self.on_failure: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], object] = lambda: None
         """Called once, in any thread, when the device is lost."""
         self._failure: BaseException | None = None
         self._open_stacks: dict[Hashable, StackedLaunch] = {}
@@ -212,9 +212,9 @@ class Engine:
             )
 
     def close(self) -> None:
-        """Stop the workers after what they have been given."""
+        """Stop the workers after what they have been given; not waiting for those that hang on a lost device."""
         self.queue.close()
-        for worker in self._workers:
+        for worker in self._workers if self._failure is None else ():
             worker.join()
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from starlette.types import Receive, Scope
+
 from service.engine.admission import Backlog, Deadline, Ticket
 from service.engine.batch import computing_bytes
 from service.engine.budget import STEP_BYTES, Budget, Reservation
 from service.errors import InvalidOption, clip
 from service.http.formats import Format
+from service.http.guard import ClientDisconnectedError
+from service.http.leaving import Departure
 from service.ops.bind import Job
 from service.wire import json_codec
 
@@ -31,14 +35,15 @@ class Gate:
         self._backlog = backlog
         self._seconds = deadline_seconds
 
-    def permit(self, headers: dict[bytes, bytes], started: float) -> Permit:
+    def permit(self, headers: dict[bytes, bytes], started: float, scope: Scope, receive: Receive) -> Permit:
         """Return the permit of a request that began at a time of `time.perf_counter`.
 
         Raises InvalidOption when the caller's deadline cannot be read.
         """
         text = headers.get(_TIMEOUT_KEY)
         seconds = self._seconds if text is None else _milliseconds(text) / 1e3
-        return Permit(self._budget, self._backlog, Deadline(started + seconds, int(seconds * 1e3)))
+        deadline = Deadline(started + seconds, int(seconds * 1e3))
+        return Permit(self._budget, self._backlog, deadline, scope, receive)
 
 
 def _milliseconds(text: bytes) -> int:
@@ -58,10 +63,16 @@ class Permit:
     Memory is asked for with `may_...`, which answers at once; where it says no, `wait_for` waits for what was refused.
     """
 
-    __slots__ = ("_backlog", "_wanted", "deadline", "memory", "ticket")
+    __slots__ = (
+        "_backlog", "_departure", "_is_done", "_receive", "_scope", "_wanted", "deadline", "memory", "ticket"
+    )  # fmt: skip
 
-    def __init__(self, budget: Budget, backlog: Backlog, deadline: Deadline) -> None:
+    def __init__(self, budget: Budget, backlog: Backlog, deadline: Deadline, scope: Scope, receive: Receive) -> None:
         self._backlog = backlog
+        self._scope = scope
+        self._receive = receive
+        self._departure: Departure | None = None
+        self._is_done = False
         self._wanted = 0
         self.memory = Reservation(budget)
         self.deadline = deadline
@@ -100,16 +111,30 @@ class Permit:
         while self.memory.size < received:
             await self.memory.grow_to(self.memory.size + STEP_BYTES, self.deadline)
 
-    def enter(self, kind: tuple[str, Format], amount: int) -> Ticket:
-        """Take a place among the work, once; raises Overloaded when it would have to wait too long there."""
+    def enter(self, kind: tuple[str, Format], amount: int) -> None:
+        """Take a place among the work, once, to be given up when the caller leaves.
+
+        Raises Overloaded when the work would have to wait too long there. The body must have been read.
+        """
         if self.ticket is None:
             self.ticket = self._backlog.admit(kind, amount, self.deadline)
-        return self.ticket
+            self._departure = Departure(self._scope, self._receive)
 
-    def close(self, *, is_done: bool) -> None:
-        """Give everything back; `is_done` says whether the work was done to its end."""
+    def note_done(self) -> None:
+        """Take note that the work was done to its end."""
+        self._is_done = True
+
+    def check_left(self) -> None:
+        """Raise ClientDisconnectedError when it is the caller's leaving that ended the work."""
+        if self._departure is not None and self._departure.has_happened:
+            raise ClientDisconnectedError
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._departure is not None:
+            self._departure.forget()
         if self.ticket is not None:
-            self._backlog.leave(self.ticket, is_done=is_done)
+            self._backlog.leave(self.ticket, is_done=self._is_done)
         if self.memory.size:
             self.memory.release()
 

@@ -52,7 +52,7 @@ class Operators(BaseModel):
 class Health(BaseModel):
     """How the service is."""
 
-    status: str = Field(description="`ok`, or why not: `starting`, `failed` or `draining`.")
+    status: str = Field(description="`ok`, or why not: `starting`, `failed`, `draining` or `restarting`.")
 
 
 async def check_examples(operators: Mapping[str, Operator], engine: Engine) -> None:

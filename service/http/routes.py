@@ -17,12 +17,11 @@ from service import metrics
 from service.engine.batch import Answer
 from service.engine.buffers import BufferPool
 from service.engine.scheduler import Engine
-from service.errors import ERRORS, ContentTooLarge, Draining, Internal, RequestError
+from service.errors import ERRORS, ContentTooLarge, Internal, RequestError
 from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
 from service.http.guard import ClientDisconnectedError
-from service.http.leaving import Departure
 from service.http.permits import SMALL_BODY_BYTES, Gate, Permit
 from service.http.problems import Reply, problem
 from service.http.state import State
@@ -75,7 +74,7 @@ class OperatorEndpoint:
         except asyncio.CancelledError:
             if not self._state.is_draining or exchange.status:
                 raise
-            await self._refuse(Draining("draining"), send, body, exchange)
+            await self._refuse(self._state.refusal(), send, body, exchange)
         except ClientDisconnectedError:
             exchange.code = metrics.CLIENT_CLOSED
         except Exception:
@@ -97,48 +96,28 @@ class OperatorEndpoint:
         """Answer a request; raises what it is refused with."""
         exchange.format = request_format(body.headers)
         wanted = answer_format(body.headers, exchange.format)
+        permit = self._gate.permit(body.headers, exchange.started, scope, body.receive)
         memory = Borrowed(self._engine.buffers)
-        permit = self._gate.permit(body.headers, exchange.started)
-        departure: Departure | None = None
-        is_done = False
         try:
-            body.check_declared(*self._limits[exchange.format])
-            if not permit.may_read(body.declared, exchange.format):
-                await permit.wait_for()
-            body.cover = permit.cover
-            with self._state.reading():
-                content = await self._read(body, exchange.format, memory)
-            timing, started = exchange.timing, time.perf_counter()
-            permit.deadline.check_at(started)
-            if len(content) > INLINE_BYTES[exchange.format]:
-                departure = Departure(scope, body.receive)
-                permit.enter((self._name, exchange.format), len(content))
-            if exchange.format == "json" and len(content) > SMALL_BODY_BYTES:
-                size = await self._where_it_fits(
-                    permit, len(content) <= INLINE_BYTES["json"], json_codec.decoding_bytes, cast(bytes, content)
-                )
-                if not permit.may_decode(size):
-                    await permit.wait_for()
-            job = await self._where_it_fits(permit, departure is None, self._prepare, content, exchange.format, wanted)
-            timing.decode = time.perf_counter() - started
+            content = await self._receive(body, exchange, permit, memory)
+            job = await self._bound(content, wanted, exchange, permit)
             size = largest_answer(job, wanted)
             if not permit.may_compute(job, len(content), size, wanted):
                 await permit.wait_for()
             if self._engine.is_tiny(job):
                 memory.answer = self._engine.compute(job)
             else:
-                departure = departure or Departure(scope, body.receive)
-                ticket = permit.enter((self._name, exchange.format), len(content))
-                memory.answer = await self._engine.submit(job, ticket)
+                permit.enter((self._name, exchange.format), len(content))
+                memory.answer = await self._engine.submit(job, permit.ticket)
+            timing, started = exchange.timing, time.perf_counter()
+            permit.deadline.check_at(started)
             exchange.rows = job.layout.rows
             timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
-            started = time.perf_counter()
-            permit.deadline.check_at(started)
             pieces = await self._where_it_fits(
                 permit, size <= INLINE_BYTES[wanted], self._encode, job, memory.answer, wanted
             )
             timing.encode = time.perf_counter() - started
-            is_done = True
+            permit.note_done()
             reply = Reply(200, MEDIA_TYPES[wanted], pieces)
             if wanted == "json":
                 memory.give_back()
@@ -151,14 +130,43 @@ class OperatorEndpoint:
             raise
         except asyncio.CancelledError:
             if not exchange.status:
-                memory.give_back()  # no worker touches it any longer, and nothing of it has been sent
-            if departure is not None and departure.has_happened:
-                raise ClientDisconnectedError from None
+                memory.give_back()  # nothing of it has been sent, and no worker touches it any longer
+            permit.check_left()
             raise
         finally:
-            if departure is not None:
-                departure.forget()
-            permit.close(is_done=is_done)
+            permit.close()
+
+    async def _receive(
+        self, body: RequestBody, exchange: Exchange, permit: Permit, memory: Borrowed
+    ) -> bytes | memoryview:
+        """Read the body, once there is memory for it."""
+        body.check_declared(*self._limits[exchange.format])
+        if not permit.may_read(body.declared, exchange.format):
+            await permit.wait_for()
+        body.cover = permit.cover
+        with self._state.reading():
+            return await self._read(body, exchange.format, memory)
+
+    async def _bound(
+        self,
+        content: bytes | memoryview,
+        wanted: Format,
+        exchange: Exchange,
+        permit: Permit,
+    ) -> Job:
+        """Decode and bind: a large body in a worker, once it has a place among the work and memory for it."""
+        started = time.perf_counter()
+        permit.deadline.check_at(started)
+        is_small = len(content) <= INLINE_BYTES[exchange.format]
+        if not is_small:
+            permit.enter((self._name, exchange.format), len(content))
+        if exchange.format == "json" and len(content) > SMALL_BODY_BYTES:
+            size = await self._where_it_fits(permit, is_small, json_codec.decoding_bytes, cast(bytes, content))
+            if not permit.may_decode(size):
+                await permit.wait_for()
+        job = await self._where_it_fits(permit, is_small, self._prepare, content, exchange.format, wanted)
+        exchange.timing.decode = time.perf_counter() - started
+        return job
 
     async def _read(self, body: RequestBody, request: Format, memory: Borrowed) -> bytes | memoryview:
         if request == "json":

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,12 @@ NEW_CONNECTION_SECONDS = 0.2
 
 QUIET_SECONDS = 0.002
 """How long nobody must have connected before the listening socket is closed."""
+
+RESTART_SECONDS = 1.0
+"""Longest time for answering what is in flight once the device is lost."""
+
+EXIT_DEVICE_LOST = 70
+"""Exit status of a process whose device is lost (EX_SOFTWARE of sysexits.h): its supervisor starts another."""
 
 LAST_WORD_SECONDS = 0.5
 """Part of the drain time left for telling those whose time is over."""
@@ -95,8 +102,22 @@ class Server(uvicorn.Server):
             self._lingers = False
         self.should_exit = True
 
+    async def on_tick(self, counter: int) -> bool:
+        """Stop, too, when the device is lost."""
+        return await super().on_tick(counter) or self._state.is_restarting
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop; raises SystemExit when the device was lost."""
+        super().run(sockets)
+        if self.started and self._state.is_restarting:
+            sys.exit(EXIT_DEVICE_LOST)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, then stop."""
+        """Drain, then stop; at once, when the device is lost."""
+        if self._state.is_restarting:
+            self.config.timeout_graceful_shutdown = cast(int, RESTART_SECONDS)
+            await super().shutdown(sockets)
+            return
         total = self._settings.drain_seconds
         accepting = total * ACCEPTING_PART if self._lingers else 0.0
         self._state.begin_draining()
