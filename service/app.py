@@ -118,4 +118,6 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         counters={path: endpoint.metrics for path, endpoint in endpoints.items()},
     )
     app.state.service = state
+    app.state.engine = engine
+    app.state.budget = budget
     return app

@@ -37,6 +37,10 @@ NEW_CONNECTION_SECONDS = 0.2
 QUIET_SECONDS = 0.002
 """How long nobody must have connected before the listening socket is closed."""
 
+START_SECONDS = 30
+"""How long the supervisor waits for a worker that does not answer, before it replaces it: on a busy machine importing
+torch alone may take many seconds, during which a new worker is silent."""
+
 RESTART_SECONDS = 1.0
 """Longest time for answering what is in flight once the device is lost."""
 
@@ -65,6 +69,7 @@ class Config(uvicorn.Config):
             proxy_headers=False,
             server_header=False,
             access_log=False,
+            timeout_worker_healthcheck=START_SECONDS,
             log_config=configuration(choose_format(settings.log_format), settings.log_level),
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
