@@ -19,7 +19,8 @@ from service.engine.batch import Answer, Execution
 from service.engine.buffers import BufferPool, trim
 from service.engine.launch import GivenUpError, Launch, Member, StackedLaunch
 from service.engine.queue import StepQueue, Steps, due
-from service.engine.stack import MOST_ELEMENTS, stack_key
+from service.engine.stack import MOST_ELEMENTS, Stack, stack_key
+from service.errors import RequestError
 from service.metrics import BATCH_ROWS
 from service.ops.bind import Job
 
@@ -32,6 +33,9 @@ would add as much in waking up."""
 
 ROW_ELEMENTS = 16
 """A row costs about as much time as this many elements, however short it is."""
+
+SHARED_ELEMENTS = 1 << 14
+"""A tiny job of fewer elements costs mostly what any launch costs, so that it pays to share one."""
 
 WARM_UP_BYTES = 1 << 24
 
@@ -60,6 +64,7 @@ class Engine:
         """Called once, in any thread, when the device is lost."""
         self._failure: BaseException | None = None
         self._open_stacks: dict[Hashable, StackedLaunch] = {}
+        self._together: dict[Hashable, list[tuple[Job, asyncio.Future[Answer]]]] = {}
         torch.set_num_threads(1)
         self._threads = threads
         self._workers: list[threading.Thread] = []
@@ -96,6 +101,58 @@ class Engine:
         member = Member(job, ticket or self._ticket_for(job.first.numel() * job.first.dtype.itemsize))
         launch = self._launch(member)
         return await _outcome(member.ended, lambda: launch.give_up(member), Answer.release)
+
+    async def compute_together(self, job: Job) -> Answer:
+        """Compute a tiny job in one launch with those submitted in the same turn of the event loop."""
+        self.check_alive()
+        if job.first.numel() > SHARED_ELEMENTS or (key := stack_key(job)) is None:
+            return self.compute(job)
+        loop = asyncio.get_running_loop()
+        if key not in self._together:
+            self._together[key] = []
+            loop.call_soon(self._compute_stack, key)
+        answered: asyncio.Future[Answer] = loop.create_future()
+        self._together[key].append((job, answered))
+        return await answered
+
+    def _compute_stack(self, key: Hashable) -> None:
+        members = self._together.pop(key)
+        most = max(1, MOST_ELEMENTS // max(job.first.numel() for job, _ in members))
+        for start in range(0, len(members), most):
+            self._compute_members(members[start : start + most])
+
+    def _compute_members(self, members: list[tuple[Job, asyncio.Future[Answer]]]) -> None:
+        """Compute jobs stacked, or each alone when there is one only, or when the launch fails."""
+        outcomes: list[Answer | RequestError | None] = [None] * len(members)
+        if len(members) > 1:
+            started = time.perf_counter()
+            stack = Stack([job for job, _ in members], self.device)
+            try:
+                stack.compute()
+            except Exception as error:
+                self.note_failure(error)
+            else:
+                outcomes = [*stack.outcomes]
+                metrics.BATCH_REQUESTS.observe(len(members))
+                BATCH_ROWS.observe(sum(job.layout.rows for job, _ in members))
+                seconds = time.perf_counter() - started
+                for outcome in outcomes:
+                    if isinstance(outcome, Answer):
+                        outcome.compute_seconds = seconds
+        for (job, answered), outcome in zip(members, outcomes, strict=True):
+            if answered.done():  # its request was cancelled
+                continue
+            result = outcome or self._outcome_alone(job)
+            if isinstance(result, Answer):
+                answered.set_result(result)
+            else:
+                answered.set_exception(result)
+
+    def _outcome_alone(self, job: Job) -> Answer | Exception:
+        try:
+            return self.compute(job)
+        except Exception as error:
+            return error
 
     async def call(self, function: Callable[[], T], ticket: Ticket | None = None, size: int = 0) -> T:
         """Call a function in a worker, in its turn: it handles `size` bytes unless a ticket says what it costs."""

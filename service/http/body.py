@@ -40,7 +40,7 @@ class RequestBody:
         self.declared = int(length) if length.isdigit() else None
         self.cover: Callable[[int], Awaitable[None]] | None = None
         """Reserves memory for so many bytes, before more of a body without a declared length is read."""
-        self._connection = connection_of(scope)
+        self.connection = connection_of(scope)
         self.received = 0
         self._is_complete = False
         self._is_too_large = False
@@ -51,7 +51,7 @@ class RequestBody:
         """Whether to close the connection rather than read the rest: when there is much, or it was too large."""
         if self._is_complete or self._is_too_large:
             return not self._is_complete
-        if self._connection is not None and self._connection.is_receiving:
+        if self.connection is not None and self.connection.is_receiving:
             return True
         return b"transfer-encoding" in self.headers if self.declared is None else self.declared > KEPT_BYTES
 
@@ -60,7 +60,7 @@ class RequestBody:
         """Whether the server can be left to read the rest and throw it away, however long: its end is known."""
         if self.declared is None or self._waits_for_continue or self._is_too_large:
             return False
-        return self._connection is None or not self._connection.is_receiving
+        return self.connection is None or not self.connection.is_receiving
 
     async def read(self, limit: int, too_large: str) -> bytes:
         """Return the whole body; raises ContentTooLarge, with the sentence named, once it is known to be too large."""
@@ -94,8 +94,8 @@ class RequestBody:
         body[:prefix_bytes] = prefix
         body[prefix_bytes : prefix_bytes + len(first)] = first
         filled = prefix_bytes + len(first)
-        if self._connection is not None:
-            await self._connection.receive_into(body[filled:], size)
+        if self.connection is not None:
+            await self.connection.receive_into(body[filled:], size)
             self._is_complete = True
             self.received = size
         else:
@@ -106,9 +106,9 @@ class RequestBody:
 
     async def _receive_some(self, prefix: memoryview, size: int, chunks: AsyncIterator[bytes]) -> bytes:
         """Fill `prefix` with the first bytes, and return those that had to be taken along with them."""
-        if self._connection is not None:
+        if self.connection is not None:
             self._waits_for_continue = False
-            await self._connection.receive_into(prefix, size)
+            await self.connection.receive_into(prefix, size)
             self.received = len(prefix)
             return b""
         got = b""
@@ -144,8 +144,8 @@ class RequestBody:
         dropped = 0
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
-                if self._connection is not None and self._connection.is_receiving:
-                    await self._connection.discard(DRAIN_BYTES)
+                if self.connection is not None and self.connection.is_receiving:
+                    await self.connection.discard(DRAIN_BYTES)
                     return
                 while not self._is_complete and dropped < DRAIN_BYTES:
                     dropped += len(await self._next())

@@ -126,6 +126,11 @@ class Connection:
             except Exception:
                 logger.exception("a callback failed that was to be told of a caller's leaving")
 
+    @property
+    def has_company(self) -> bool:
+        """Whether other requests to this process are being worked on, or are about to be."""
+        return len(self._protocol.tasks) > 1
+
     async def receive_into(self, buffer: memoryview, body_bytes: int) -> None:
         """Fill `buffer` with the next bytes of a body of `body_bytes` in all.
 

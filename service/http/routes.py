@@ -105,7 +105,9 @@ class OperatorEndpoint:
             if not permit.may_compute(job, len(content), size, wanted):
                 await permit.wait_for()
             if self._engine.is_tiny(job):
-                memory.answer = self._engine.compute(job)
+                has_company = body.connection is not None and body.connection.has_company
+                compute = self._engine.compute_together(job) if has_company else None
+                memory.answer = self._engine.compute(job) if compute is None else await compute
             else:
                 permit.enter((self._name, exchange.format), len(content))
                 memory.answer = await self._engine.submit(job, permit.ticket)
