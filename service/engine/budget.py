@@ -53,6 +53,9 @@ class Budget:
         for line in (self._growing, self._coming):
             while line:
                 waiter = line[0]
+                if waiter.granted.done():  # its time is over, and its task about to leave the line
+                    line.popleft()
+                    continue
                 if self.reserved + waiter.size > self.total:
                     return
                 line.popleft()
@@ -80,7 +83,7 @@ class Budget:
         finally:
             if waiter in line:
                 line.remove(waiter)
-                self.give_back(0)  # who was behind may fit where this one did not
+            self.give_back(0)  # who was behind may fit where this one did not
 
 
 class Reservation:

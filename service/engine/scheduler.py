@@ -165,8 +165,7 @@ class Engine:
                 ticket.deadline.check()
                 result = function()
             except BaseException as error:
-                self.note_failure(error)
-                ended.set_exception(faults.as_answer(error))
+                ended.set_exception(self.answer_to(error))
             else:
                 ended.set_result(result)
             finally:
@@ -256,6 +255,13 @@ class Engine:
         if self._failure is None and faults.is_device_lost(error):
             self._failure = error
             self.on_failure()
+
+    def answer_to(self, error: BaseException) -> BaseException:
+        """Return what a request is told that met with `error`, having done what it asks for."""
+        self.note_failure(error)
+        if faults.is_out_of_memory(error):
+            self.free_memory()
+        return faults.as_answer(error)
 
     def note_state(self) -> None:
         """Tell the metrics what waits, and how much GPU memory is in use."""

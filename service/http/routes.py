@@ -77,9 +77,13 @@ class OperatorEndpoint:
             await self._refuse(self._state.refusal(), send, body, exchange)
         except ClientDisconnectedError:
             exchange.code = metrics.CLIENT_CLOSED
-        except Exception:
-            exchange.code = Internal.code
-            raise
+        except Exception as error:
+            answered = self._engine.answer_to(error)
+            if isinstance(answered, RequestError) and not exchange.status:
+                await self._refuse(answered, send, body, exchange)
+            else:
+                exchange.code = Internal.code
+                raise
         finally:
             metrics.IN_FLIGHT.dec()
             exchange.received = body.received

@@ -105,6 +105,24 @@ def test_who_waits_too_long_is_told_to_come_again() -> None:
     run(play())
 
 
+def test_memory_that_becomes_free_just_as_the_waiting_ends_goes_to_who_still_waits() -> None:
+    async def play() -> None:
+        budget = Budget(TOTAL, wait_seconds=3600)
+        holder, leaving, staying = (Reservation(budget) for _ in range(3))
+        assert holder.try_grow_to(TOTAL)
+        gone = asyncio.create_task(leaving.grow_to(TOTAL, NO_DEADLINE))
+        stays = asyncio.create_task(staying.grow_to(TOTAL, NO_DEADLINE))
+        await turn()
+        gone.cancel()
+        holder.release()  # before the task that leaves has had its turn
+        await stays
+        assert (leaving.size, staying.size, budget.reserved) == (0, TOTAL, TOTAL)
+        staying.release()
+        assert (budget.reserved, budget.waiting) == (0, 0)
+
+    run(play())
+
+
 def test_a_deadline_ends_the_waiting_for_memory() -> None:
     async def play() -> None:
         budget = Budget(TOTAL, wait_seconds=3600)
