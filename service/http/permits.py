@@ -111,6 +111,10 @@ class Permit:
         while self.memory.size < received:
             await self.memory.grow_to(self.memory.size + STEP_BYTES, self.deadline)
 
+    async def cover_twice(self, received: int) -> None:
+        """Do the same for a body whose pieces are joined in the end."""
+        await self.cover(2 * received)
+
     def enter(self, kind: tuple[str, Format], amount: int) -> None:
         """Take a place among the work, once, to be given up when the caller leaves.
 

@@ -149,7 +149,8 @@ class OperatorEndpoint:
         body.check_declared(*self._limits[exchange.format])
         if not permit.may_read(body.declared, exchange.format):
             await permit.wait_for()
-        body.cover = permit.cover
+        if body.declared is None:
+            body.cover = permit.cover if exchange.format == "safetensors" else permit.cover_twice
         with self._state.reading():
             return await self._read(body, exchange.format, memory)
 

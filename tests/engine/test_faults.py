@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -263,20 +263,27 @@ def test_a_lost_device_is_told_to_all_from_then_on(
     assert told == [True]
 
 
-def test_a_deadline_is_seen_between_blocks_and_before_the_first(engine: Engine) -> None:
-    blocks: list[object] = []
-    slow = softmax_that(lambda rows: (blocks.append(rows), time.sleep(0.05)))
+class Passing(Deadline):
+    """A deadline that passes after so many looks at it."""
 
-    async def run(seconds: float) -> None:
-        deadline = Deadline(time.perf_counter() + seconds, 1)
-        await engine.submit(large(slow, blocks=50), Ticket(1.0, 0.0, deadline))
+    looks = 0
+
+    def check_at(self, now: float) -> None:
+        Passing.looks += 1
+        if Passing.looks > self.milliseconds:
+            super().check_at(math.inf)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 4])
+def test_a_deadline_is_looked_at_before_every_block(blocks: int, engine: Engine) -> None:
+    computed: list[object] = []
+    Passing.looks = 0
+    ticket = Ticket(1.0, 0.0, Passing(at=0.0, milliseconds=blocks + (blocks > 0)))  # one look before the preparation
 
     with pytest.raises(DeadlineExceeded):
-        asyncio.run(run(-1.0))
-    assert not blocks
-    with pytest.raises(DeadlineExceeded):
-        asyncio.run(run(0.2))
-    assert 1 <= len(blocks) < 50
+        asyncio.run(engine.submit(large(softmax_that(computed.append), blocks=50), ticket))
+
+    assert len(computed) == blocks
 
 
 def test_small_jobs_run_between_the_blocks_of_a_large_one(engine: Engine) -> None:
