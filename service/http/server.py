@@ -8,9 +8,11 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from multiprocessing import parent_process
 from types import FrameType
 from typing import Any, cast
 
@@ -183,6 +185,18 @@ class WorkerProcess(multiprocess.Process):
         if self._server is None:
             self._server = Server(cast(Config, self.config))
         return self._server
+
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve, and stop in order should the supervisor be killed: nobody would replace or end this process then."""
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().target(sockets)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Supervisor(multiprocess.Multiprocess):

@@ -145,6 +145,22 @@ def test_the_supervisor_replaces_a_worker_whose_device_is_lost_and_one_that_is_k
         assert service.stop() == 0
 
 
+@pytest.mark.faults
+def test_workers_end_when_their_supervisor_is_killed() -> None:
+    with running_service("--workers", "2", "--drain-seconds", "1", program=LOSING) as service:
+        until_ready(service)
+        end = time.monotonic() + 60
+        while len(started(service)) < 2:
+            assert time.monotonic() < end, service.log()
+            time.sleep(0.1)
+        service.process.kill()
+        service.process.wait(30)
+
+        while any(Path(f"/proc/{pid}").exists() for pid in started(service)):
+            assert time.monotonic() < end, service.log()
+            time.sleep(0.1)
+
+
 def started(service: RunningService) -> list[int]:
     """Return the processes that have begun to serve, in their order."""
     marker = "Started server process ["
