@@ -16,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from service import describe
 from service.errors import ERRORS, RequestError
 from service.http.auth import OPEN_PATHS
-from service.http.permits import TIMEOUT_HEADER
+from service.http.permits import LONGEST_TIMEOUT_MS, TIMEOUT_HEADER
 from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS, status_of, statuses_of
 from service.ops.spec import Operator
 from service.tensors import DTYPES, MAX_RANK
@@ -277,7 +277,7 @@ def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
                 "description": "Milliseconds after which the request is given up with 504; unless given, the "
                 "service's own limit (`deadline_seconds` of /v1/limits). A request that would wait longer than that "
                 "is refused at once.",
-                "schema": {"type": "integer", "minimum": 1},
+                "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
             },
         ],
         "requestBody": {

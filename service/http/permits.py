@@ -18,7 +18,7 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 _TIMEOUT_KEY = TIMEOUT_HEADER.lower().encode()
 
 LONGEST_TIMEOUT_MS = 86_400_000
-"""A day. A caller who gives more gets this."""
+"""A day."""
 
 SMALL_BODY_BYTES = 1 << 16
 """Up to this size a body is given at once the most that any body of its size can need."""
@@ -47,14 +47,14 @@ class Gate:
 
 
 def _milliseconds(text: bytes) -> int:
-    if not (text.isdigit() and len(text) <= 18 and int(text) > 0):
+    if not (text.isdigit() and len(text) <= 18 and 0 < int(text) <= LONGEST_TIMEOUT_MS):
         raise InvalidOption(
             "value",
             name=TIMEOUT_HEADER,
-            expected="a whole number of milliseconds from 1",
+            expected=f"a whole number of milliseconds from 1 to {LONGEST_TIMEOUT_MS}",
             got=f"'{clip(text.decode('latin-1'))}'",
         )
-    return min(int(text), LONGEST_TIMEOUT_MS)
+    return int(text)
 
 
 class Permit:

@@ -1075,7 +1075,7 @@ CASES = [
     Case(
         errors.InvalidOption,
         "value",
-        "'X-Request-Timeout-Ms' must be a whole number of milliseconds from 1, but is '1.5'.",
+        "'X-Request-Timeout-Ms' must be a whole number of milliseconds from 1 to 86400000, but is '1.5'.",
         headers={"Content-Type": "application/json", "X-Request-Timeout-Ms": "1.5"},
     ),
     # what HTTP says around the body

@@ -145,15 +145,15 @@ async def test_past_its_deadline_a_request_is_given_up_between_blocks(
     app_with: Callable[..., FastAPI], held: Held
 ) -> None:
     app = app_with()
-    task = asyncio.create_task(ask(app, **{"X-Request-Timeout-Ms": "200"}))
+    task = asyncio.create_task(ask(app, **{"X-Request-Timeout-Ms": "2000"}))
     await held.wait_until_begun()
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(2.1)
     held.open.set()
 
     late = await task
 
     assert check_problem(late, code="deadline-exceeded")["status"] == 504
-    assert late.json()["detail"] == "The request was not answered within its 200 ms, and has been given up."
+    assert late.json()["detail"] == "The request was not answered within its 2000 ms, and has been given up."
     assert held.blocks == 1
     assert_at_rest(app)
 
@@ -163,14 +163,13 @@ async def test_the_services_own_deadline_holds_for_those_who_name_none(
 ) -> None:
     app = app_with(deadline_seconds=0.1)
     task = asyncio.create_task(ask(app))
-    await held.wait_until_begun()
     await asyncio.sleep(0.2)
     held.open.set()
 
     check_problem(await task, code="deadline-exceeded")
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "soon", "", " ", "1e3", "\u0661", "9" * 19])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "soon", "", " ", "1e3", "\u0661", "86400001", "9" * 19])
 async def test_a_deadline_that_is_no_number_of_milliseconds_is_refused(client: httpx.AsyncClient, text: str) -> None:
     headers = {**JSON, "X-Request-Timeout-Ms": text.encode()}
 
@@ -182,7 +181,7 @@ async def test_a_deadline_that_is_no_number_of_milliseconds_is_refused(client: h
     assert "pointer" not in problem
 
 
-@pytest.mark.parametrize("text", ["60000", "060000", "9" * 18])
+@pytest.mark.parametrize("text", ["60000", "060000", "86400000"])
 async def test_a_long_deadline_is_taken(client: httpx.AsyncClient, text: str) -> None:
     headers = JSON | {"X-Request-Timeout-Ms": text}
 
