@@ -15,7 +15,8 @@ COPY constraints.txt ./
 RUN torch="$(grep '^torch==' constraints.txt)" \
  && if [ "$VARIANT" = cpu ]; then torch="$torch+cpu"; fi \
  && /opt/venv/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$torch"
-# A C compiler for the passes over rows; it stays behind in this stage.
+# A C compiler for the passes over rows; it stays behind in this stage, so any version will do.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY service ./service

@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test format accuracy bench memory browser fuzz faults deploy-check image-check mutate clean
+.PHONY: help serve test format accuracy bench memory browser fuzz faults settings-table deploy-check image-check ray-test mutate clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # torch goes first and alone: resolved with the rest, plain `torch` would pull gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py service/ops/rows.c service/ops/rows.inc
@@ -47,11 +47,27 @@ fuzz: $(VENV)/.installed ## generated bad input: to a running service, and guide
 	$(BIN)/pytest -m fuzz
 	$(BIN)/python -m tests.fuzz_safetensors
 
-deploy-check: $(VENV)/.installed ## check Dockerfile, compose files, rules and dashboard
+settings-table: $(VENV)/.installed ## write the table of settings into deploy/README.md
+	$(BIN)/python -m deploy.settings_table
+
+deploy-check: $(VENV)/.installed ## check Dockerfiles, compose files, manifests, rules and dashboard
 	deploy/check.sh
 
 image-check: ## build the image and run it for real, with compose and Prometheus (needs root)
 	deploy/check-image.sh
+
+# Ray listens on every interface it finds, so it gets a network of its own, with nothing but loopback.
+RAY_VENV := .venv-ray
+
+$(RAY_VENV)/.installed: pyproject.toml constraints.txt hatch_build.py service/ops/rows.c service/ops/rows.inc
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	touch $@
+
+ray-test: $(RAY_VENV)/.installed ## serve from a Ray cluster of two nodes, and kill replicas under load (Linux)
+	unshare --net $$([ "$$(id -u)" = 0 ] || echo --map-root-user) sh -c \
+		'ip link set lo up && exec $(RAY_VENV)/bin/pytest -m ray tests/deploy/test_ray.py -s'
 
 mutate: $(VENV)/.installed ## take every check away, one at a time, and see that a test notices
 	$(BIN)/python -m tests.mutate
@@ -60,4 +76,4 @@ faults: $(VENV)/.installed ## long trials of what goes wrong under load
 	$(BIN)/pytest -m faults -s
 
 clean: ## remove what was installed and built
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(RAY_VENV) build dist *.egg-info

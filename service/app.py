@@ -22,7 +22,7 @@ from service.http.hosts import Hosts
 from service.http.pages import page_routes
 from service.http.permits import Gate
 from service.http.probes import check_examples, probe_router
-from service.http.problems import install_handlers
+from service.http.problems import check_path, install_handlers
 from service.http.routes import OperatorRoute, operator_endpoints
 from service.http.state import State
 from service.ops import OPERATORS
@@ -64,6 +64,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     checks = [Hosts(settings.host_names).check]
     if settings.api_keys is not None:
         checks.append(Keys(read_keys(settings.api_keys), settings.rate_per_key).check)
+    checks.append(check_path)
     operators = dict(operators)
     engine = Engine(choose_device(settings.device), threads=settings.threads, queue_seconds=settings.queue_seconds)
     budget = Budget(settings.memory_budget, settings.queue_seconds)

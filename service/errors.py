@@ -15,7 +15,10 @@
     |-- TargetOutOfRange     target-out-of-range
     |-- NonFinite            non-finite
     |-- UndefinedMean        undefined-mean
+    |-- RequestTimeout       request-timeout
     |-- ContentTooLarge      content-too-large
+    |-- UriTooLong           uri-too-long
+    |-- HeadersTooLarge      headers-too-large
     |-- UnsupportedMediaType unsupported-media-type
     |-- UnsupportedEncoding  unsupported-encoding
     |-- NotAcceptable        not-acceptable
@@ -102,8 +105,19 @@ class RequestError(Exception):
 class MalformedRequest(RequestError):
     code = "malformed-request"
     title = "The request is not HTTP as this service takes it"
-    mend = "Send one Host header with a name of the service that it was set up to answer for."
+    mend = (
+        "Send HTTP/1.1 or HTTP/1.0 as RFC 9112 writes it, with one Host header that holds a name which the service was "
+        "set up to answer for, and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is closed, "
+        "since nobody can tell where the next request would begin."
+    )
     sentences = {
+        "syntax": "The request is not HTTP as RFC 9112 writes it: {got}.",
+        "target": "The target of the request is neither a path nor an address with one.",
+        "version": "The request is HTTP/{got}, but this service speaks HTTP/1.1 and HTTP/1.0.",
+        "connect": "CONNECT asks for a tunnel, and this service is no proxy.",
+        "websocket": "The request asks for a WebSocket, and this service has none.",
+        "transfer-encoding": "The Transfer-Encoding must be 'chunked', alone and in HTTP/1.1.",
+        "chunks": "A chunk of the body has an extension longer than {limit} bytes.",
         "no-host": "The request has no Host header, but HTTP/1.1 needs one.",
         "two-hosts": "The request has {got} Host headers, but must have one.",
         "host": "The Host is '{got}', but this service answers only for {expected}.",
@@ -331,6 +345,39 @@ class ContentTooLarge(RequestError):
             "large answers come as application/x-safetensors (say so in Accept)."
         ),
         "memory": "The request needs {got} bytes of memory, but all requests together may hold {limit}.",
+    }
+
+
+class RequestTimeout(RequestError):
+    code = "request-timeout"
+    title = "The request came too slowly"
+    mend = (
+        "Send the request as soon as the connection is open and its body without pauses; a body may come at any pace "
+        "above LOSS_BODY_BYTES_PER_SECOND. Requests have no side effects: send it again."
+    )
+    sentences = {
+        "silent": "Nothing was sent for {limit} s after the connection was opened.",
+        "head": "The header of the request was not complete after {limit} s.",
+        "body": "The body came more slowly than {limit} bytes a second.",
+        "whole": "The body was not complete after {limit} s.",
+    }
+
+
+class UriTooLong(RequestError):
+    code = "uri-too-long"
+    title = "The address is too long"
+    mend = "No address of this service is long; tensors and options go into the body."
+    sentences = {"target": "The target of the request is longer than the {limit} bytes allowed."}
+
+
+class HeadersTooLarge(RequestError):
+    code = "headers-too-large"
+    title = "The header of the request is too large"
+    mend = "Send fewer and shorter header fields; tensors and options go into the body."
+    sentences = {
+        "bytes": "The header of the request is longer than the {limit} bytes allowed.",
+        "fields": "The header of the request has more than the {limit} fields allowed.",
+        "trailer": "The trailer of the body is longer than the {limit} bytes or has more fields than allowed.",
     }
 
 

@@ -58,6 +58,24 @@ QUEUE_SECONDS = Gauge(
 )
 MEMORY_BUDGET = Gauge("loss_memory_budget_bytes", "Bytes that requests may hold at once.", multiprocess_mode="livesum")
 DRAINING = Gauge("loss_draining", "Processes that are draining before they stop.", multiprocess_mode="livesum")
+_CONNECTIONS_ENDED = Counter(
+    "loss_connections_ended",
+    "Connections that the service ended, by why: the code of the problem, or slow-reader, too-many.",
+    ["reason"],
+)
+CONNECTIONS_ENDED = {
+    reason: _CONNECTIONS_ENDED.labels(reason)
+    for reason in (
+        "malformed-request",
+        "request-timeout",
+        "uri-too-long",
+        "headers-too-large",
+        "internal",
+        "slow-reader",
+        "too-many",
+    )
+}
+"""Counters of connections that the service ended, by reason."""
 GPU_MEMORY = Gauge(
     "loss_gpu_memory_bytes", "GPU memory held by the engine.", ["device", "kind"], multiprocess_mode="livesum"
 )

@@ -80,6 +80,13 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         1024 * MEBIBYTE, description="Largest binary body accepted, in bytes."
     )
+    body_bytes_per_second: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = Field(
+        16384.0,
+        description=(
+            "Slowest that a body may be sent after 5 s (else 408), and an answer be taken after 10 s (else the "
+            "connection is cut), in bytes a second."
+        ),
+    )
     memory_budget: Annotated[int, Field(ge=16 * MEBIBYTE)] = Field(
         default_factory=_memory_budget,
         description=(

@@ -9,18 +9,12 @@ from typing import Any, cast
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
-from service.errors import ContentTooLarge
-from service.http.guard import ClientDisconnectedError, connection_of
+from service.errors import ContentTooLarge, RequestError
+from service.http.connection import connection_of
+from service.http.limits import DRAIN_BYTES, DRAIN_SECONDS, KEPT_BYTES
 from service.http.problems import Reply
+from service.http.receiver import ClientDisconnectedError
 from service.tensors import array_of
-
-KEPT_BYTES = 1 << 16
-"""An unwanted body up to this size is left to the server to skip, and the connection stays open."""
-
-DRAIN_BYTES = 8 << 20
-"""Most that is read and thrown away after a refusal, so that the caller sees the answer and not a reset."""
-DRAIN_SECONDS = 1.0
-"""Longest time for that."""
 
 SERVICE_UNAVAILABLE = 503
 
@@ -139,6 +133,10 @@ class RequestBody:
 
     async def drain(self) -> None:
         """Read on and throw away, up to DRAIN_BYTES or for DRAIN_SECONDS, or until the service's own time is over."""
+        if self._has_failed:
+            return
+        if self.connection is not None:
+            self.connection.close_at_once()
         if self._waits_for_continue:
             return
         dropped = 0
@@ -149,11 +147,17 @@ class RequestBody:
                     return
                 while not self._is_complete and dropped < DRAIN_BYTES:
                     dropped += len(await self._next())
-        except (TimeoutError, ClientDisconnectedError, asyncio.CancelledError):
+        except (TimeoutError, ClientDisconnectedError, RequestError, asyncio.CancelledError):
             return
+
+    @property
+    def _has_failed(self) -> bool:
+        return self.connection is not None and self.connection.failure is not None
 
     async def _next(self) -> bytes:
         message = await self.receive()
+        if self.connection is not None and self.connection.failure is not None:
+            raise self.connection.failure
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
         self._is_complete = not message.get("more_body", False)

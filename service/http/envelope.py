@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 from starlette.middleware.cors import CORSMiddleware
@@ -12,15 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Internal, MalformedRequest, RequestError
 from service.http.body import RequestBody, refuse, send_reply
-from service.http.exchange import Exchange, exchange_of, path_of, put_exchange
+from service.http.exchange import Exchange, exchange_of, path_of, put_exchange, request_id_in
 from service.http.logs import log_request
 from service.http.problems import problem
 from service.http.state import State
 from service.metrics import OK, EndpointMetrics
 
 logger = logging.getLogger("service")
-
-_ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 ALWAYS_ANSWERED = ("/health/", "/metrics")
 """Paths that are answered while everything else is refused."""
@@ -75,7 +71,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(_request_id(scope))
+        exchange = Exchange(request_id_in(scope["headers"]))
         put_exchange(scope, exchange)
         headers = [(b"x-request-id", exchange.request_id.encode())]
 
@@ -132,10 +128,3 @@ class Envelope:
 
 def _closes(message: Message) -> bool:
     return (b"connection", b"close") in message["headers"]
-
-
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _ACCEPTED_ID.fullmatch(value):
-            return str(value, "ascii")
-    return secrets.token_hex(8)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
 from service import metrics
 from service.http.formats import Format
+
+_ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 _SCOPE_KEY = "service.exchange"
 
@@ -67,6 +72,14 @@ def path_of(scope: Scope) -> str:
     path: str = scope["path"]
     stripped = path.removeprefix(scope.get("root_path", ""))
     return stripped if stripped[:1] in ("/", "") else path
+
+
+def request_id_in(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the id that a request brings, or a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and _ACCEPTED_ID.fullmatch(value):
+            return str(value, "ascii")
+    return secrets.token_hex(8)
 
 
 def put_exchange(scope: Scope, exchange: Exchange) -> None:

@@ -1,85 +1,290 @@
-"""The HTTP protocol of a connection: uvicorn's, and beside it a way for bodies straight into memory of our own.
+"""The HTTP protocol of a connection: uvicorn's, with limits on what a caller may send and how slowly.
 
 uvicorn hands a body over in pieces of up to 64 KiB, each parsed and copied. Here, an endpoint that wants a large body
 in one buffer lends the connection a protocol that does nothing but receive into that buffer, until the last byte; then
-the HTTP protocol, with a new parser, takes the connection back. Another server, or the tests' in-process transport, has
-no such extension: then bodies come the ordinary way.
+the HTTP protocol, with a new parser, takes the connection back.
 """
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.utils import is_ssl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-EXTENSION = "service.connection"
-"""Name of the ASGI extension."""
-
+from service.errors import HeadersTooLarge, Internal, MalformedRequest, RequestError, RequestTimeout, UriTooLong
+from service.http.connection import EXTENSION, Connection, connection_of
+from service.http.exchange import request_id_in
+from service.http.limits import DRAIN_BYTES, HEADER_BYTES, HEADER_FIELDS, QUEUED_REQUESTS, URL_BYTES
+from service.http.timed import TimedProtocol
 
 logger = logging.getLogger("service")
 
+END_OF_HEAD = b"\r\n\r\n"
 
-class ClientDisconnectedError(Exception):
-    """The caller has left; there is nobody to answer."""
+CHUNKS_BYTES = 1 << 10
+"""A chunked body is parsed in parts of at least this size."""
 
 
-class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with the extension in every scope."""
+class RefusedError(Exception):
+    """Stops the parser; what the request is refused with has been noted."""
 
-    _body_bytes = 0
-    """Bytes of the current request's body that went through the parser."""
-    _answered: Connection | None = None
-    """The request being answered: with pipelining it is not always the one read last."""
-    receiver: BodyReceiver | None = None
-    """Who has the connection while a body comes that the parser does not see."""
 
-    def on_message_begin(self) -> None:
-        """Start a request."""
-        super().on_message_begin()
-        self._body_bytes = 0
+class Muted:
+    """Passes what a parser finds on to a protocol, once `is_muted` is taken away."""
 
-    def on_headers_complete(self) -> None:
-        """Start answering a request; the endpoint finds its connection in the scope."""
-        connection = Connection(self)
-        cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: connection}
-        super().on_headers_complete()
-        connection.cycle = self.cycle
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        self.is_muted = True
+        for name in (
+            "on_message_begin",
+            "on_url",
+            "on_header",
+            "on_headers_complete",
+            "on_chunk_header",
+            "on_body",
+            "on_message_complete",
+        ):
+            setattr(self, name, functools.partial(self._pass_on, getattr(protocol, name)))
 
-    def on_body(self, body: bytes) -> None:
-        """Count what the parser has seen."""
-        self._body_bytes += len(body)
-        super().on_body(body)
+    def _pass_on(self, callback: Callable[..., None], *arguments: bytes) -> None:
+        if not self.is_muted:
+            callback(*arguments)
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answered = connection_of(cast(Scope, cycle.scope))
-        super()._start_asgi_task(cycle, app)
 
-    def on_response_complete(self) -> None:
-        """Go on to the next request; nobody wants to know of a disconnect any longer."""
-        self._answered = None
-        super().on_response_complete()
+class GuardedProtocol(TimedProtocol):
+    """uvicorn's protocol, with the limits, and with a `Connection` in every scope."""
 
-    def eof_received(self) -> None:
-        """Take a caller who closes his side for one who has left: the connection closes, and nobody is answered."""
-        self._tell_of_disconnect()
+    _steps = 0
+    """Counts beginnings, ends of headers, and pieces of bodies."""
+    _unfinished = 0
+    """Bytes since the last of these."""
+    _head_bytes = 0
+    """Bytes of the header, or trailer, so far."""
+    _is_upgrade = False
+    """Whether a header with a body asked for an upgrade."""
+    _trailer_fields = 0
+    _is_in_trailer = False
+    _transfer_encoding: bytes | None = None
+    _left = 0
+    """Bytes still to come of a body with a declared length."""
+    _held = b""
+    """What came behind as many requests as may wait."""
+    _refusal: RequestError | None = None
+    """What a parser's callback found wrong."""
+    _last_word: RequestError | None = None
+    """What is said once the requests before have been answered."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the request being answered, too; uvicorn tells only the one read last."""
+        """Forget what has come and was not yet parsed."""
+        self._held = b""
         super().connection_lost(exc)
-        self._tell_of_disconnect()
 
-    def _tell_of_disconnect(self) -> None:
-        if self._answered is not None:
-            self._answered.note_disconnect()
-        # A TLS transport may choose whom it tells before the receiver has taken over, and tell afterwards.
-        if self.receiver is not None:
-            self.receiver.abandon()
+    # -- What comes ----------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what comes, unless it is not wanted, or not yet."""
+        if self._is_over:
+            self._throw_away(len(data))
+        elif self.flow.is_holding:
+            self._held += data
+        else:
+            self._parse(data)
+
+    def _throw_away(self, size: int) -> None:
+        self._thrown_away += size
+        if self._thrown_away > DRAIN_BYTES:
+            if self._is_lasting:
+                self.close_now()
+            else:
+                self.flow.pause_reading()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse up to the end of each request, so that it is known whether the next may be begun."""
+        start, size = 0, len(data)
+        while start < size and not self._is_over:
+            if len(self.pipeline) >= QUEUED_REQUESTS and not self._is_in_body:
+                self._hold(data[start:])
+                return
+            end = self._end_of_part(data, start)
+            steps = self._steps
+            try:
+                self.parser.feed_data(data if end - start == size else data[start:end])
+            except httptools.HttpParserUpgrade as upgrade:
+                end = start + upgrade.args[0]
+                self._ignore_upgrade()
+            except httptools.HttpParserError as error:
+                self._refuse(self._reason(error))
+                return
+            if steps != self._steps:
+                self._unfinished = 0
+            else:
+                self._unfinished += end - start
+                if self._unfinished > HEADER_BYTES:
+                    self._refuse(self._flood())
+            start = end
+
+    def _end_of_part(self, data: bytes, start: int) -> int:
+        if self._is_in_body and self._left:
+            return min(start + self._left, len(data))
+        end = data.find(END_OF_HEAD, start + CHUNKS_BYTES if self._is_in_body else start)
+        return len(data) if end < 0 else end + len(END_OF_HEAD)
+
+    def _hold(self, data: bytes) -> None:
+        self._held = data
+        self.flow.pause_reading()
+        self.flow.is_holding = True
+
+    def _renew_parser(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _ignore_upgrade(self) -> None:
+        """Go on after a header that asks for an upgrade which is not taken.
+
+        httptools takes what follows for the other protocol. So a new parser is shown a header without the wish.
+        """
+        if not self._is_in_body:
+            self._renew_parser()
+            return
+        self._is_upgrade = False
+        repeated = Muted(self)
+        self.parser = httptools.HttpRequestParser(repeated)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        framing = b"Content-Length: %d" % self._left if self._left else b"Transfer-Encoding: chunked"
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + END_OF_HEAD)
+        repeated.is_muted = False
+
+    def _reason(self, error: httptools.HttpParserError) -> RequestError:
+        """Return what a request is refused with, of which the parser could make nothing."""
+        if self._refusal is not None:
+            return self._refusal
+        if not isinstance(error, httptools.HttpParserCallbackError):
+            return MalformedRequest("syntax", got=str(error) or "the method is unknown")
+        cause = error.__context__ or error.__cause__
+        if isinstance(cause, httptools.HttpParserInvalidURLError | UnicodeDecodeError):
+            return MalformedRequest("target")
+        logger.error("a request could not be taken", exc_info=cause)
+        return Internal("bug", request_id=request_id_in(self.headers))
+
+    def _flood(self) -> RequestError:
+        """Return what is wrong with a request of which so much is no progress."""
+        if self._is_in_head:
+            return HeadersTooLarge("bytes", limit=HEADER_BYTES)
+        if self._is_in_trailer:
+            return HeadersTooLarge("trailer", limit=HEADER_BYTES)
+        if self._is_in_body:
+            return MalformedRequest("chunks", limit=HEADER_BYTES)
+        return MalformedRequest("syntax", got="Nothing but line ends")
+
+    def _stop(self, refusal: RequestError) -> None:
+        self._refusal = refusal
+        raise RefusedError
+
+    # -- What the parser finds -----------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._steps += 1
+        super().on_message_begin()
+        self._is_in_head = True
+        self._since = self._watch.now
+        self._head_bytes = self._body_bytes = self._left = 0
+        self._transfer_encoding = None
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        if len(self.url) + len(url) > URL_BYTES:
+            self._stop(UriTooLong("target", limit=URL_BYTES))
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the header; those of a trailer are counted and forgotten."""
+        self._head_bytes += len(name) + len(value) + 4
+        if not self._is_in_head:
+            self._trailer_fields += 1
+            if self._head_bytes > HEADER_BYTES or self._trailer_fields > HEADER_FIELDS:
+                self._stop(HeadersTooLarge("trailer", limit=HEADER_BYTES))
+            return
+        name = name.lower()
+        self.headers.append((name, value.rstrip(b" \t")))
+        if self._head_bytes > HEADER_BYTES:
+            self._stop(HeadersTooLarge("bytes", limit=HEADER_BYTES))
+        if len(self.headers) > HEADER_FIELDS:
+            self._stop(HeadersTooLarge("fields", limit=HEADER_FIELDS))
+        if name == b"content-length":
+            self._left = int(value)
+        elif name == b"transfer-encoding":
+            self._transfer_encoding = value if self._transfer_encoding is None else b"several"
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+
+    def on_headers_complete(self) -> None:
+        """Start answering a request, or let it wait; the endpoint finds its connection in the scope."""
+        self._steps += 1
+        self._check_head()
+        connection = Connection(self)
+        cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: connection}
+        self._is_in_head, self._is_in_body = False, True
+        self._watch.idle.pop(self, None)
+        self._body_pace = None
+        super().on_headers_complete()
+        connection.cycle = self.cycle
+        self._is_upgrade = self.parser.should_upgrade() and bool(self._left or self._transfer_encoding)
+        if self.pipeline and len(self.pipeline) < QUEUED_REQUESTS:
+            # uvicorn has paused reading; but then nobody would notice when the caller leaves.
+            self.flow.resume_reading()
+
+    def _check_head(self) -> None:
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._stop(MalformedRequest("version", got=version))
+        if self.parser.get_method() == b"CONNECT":
+            self._stop(MalformedRequest("connect"))
+        if b"#" in self.url:
+            self._stop(MalformedRequest("target"))
+        if self._transfer_encoding is not None and (
+            self._transfer_encoding.lower().strip(b" \t") != b"chunked" or version == "1.0"
+        ):
+            self._stop(MalformedRequest("transfer-encoding"))
+        if self.parser.should_upgrade() and self._get_upgrade() == b"websocket":
+            self._stop(MalformedRequest("websocket"))
+
+    def on_chunk_header(self) -> None:
+        """Expect a piece of the body or, after the last, a trailer."""
+        self._steps += 1
+        self._is_in_trailer = True
+        self._head_bytes = self._trailer_fields = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._steps += 1
+        self._is_in_trailer = False
+        size = len(body)
+        self._body_bytes += size
+        if self._left:
+            self._left -= size
+        if self.cycle.response_complete:
+            self._throw_away_of_body(size)
+        else:
+            super().on_body(body)
+
+    def _throw_away_of_body(self, size: int) -> None:
+        self._thrown_away += size
+        if self._thrown_away > DRAIN_BYTES:
+            self._is_over = True
+            self.close_now()
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        if self._is_upgrade:  # its body is still to come
+            return
+        self._is_in_body = self._is_in_trailer = False
+        self._since = self._watch.now
+        super().on_message_complete()
 
     @property
     def body_bytes(self) -> int:
@@ -89,178 +294,60 @@ class GuardedProtocol(HttpToolsProtocol):
     def take_back(self) -> None:
         """Go on with the connection after a body that the parser never saw."""
         self.receiver = None
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._is_in_body = False
+        self._left = 0
+        self._since = self._watch.now
+        self._renew_parser()
         self.transport.set_protocol(self)
 
+    # -- Answers -------------------------------------------------------------------------------------------------------
 
-class Connection:
-    """The connection of one request, as an endpoint sees it."""
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = connection_of(cast(Scope, cycle.scope))
+        super()._start_asgi_task(cycle, app)
 
-    def __init__(self, protocol: GuardedProtocol) -> None:
-        self._protocol = protocol
-        self.cycle: RequestResponseCycle = cast(RequestResponseCycle, None)
-        self._receiver: BodyReceiver | None = None
-        self._on_disconnect: list[Callable[[], object]] = []
-
-    def on_disconnect(self, callback: Callable[[], object]) -> None:
-        """Have `callback()` called on the event loop, once, if the caller leaves before his answer is complete.
-
-        If he has left already it is called before this returns. A caller who closes only his sending side has left.
-        """
-        if self.cycle.disconnected:
-            callback()
-        else:
-            self._on_disconnect.append(callback)
-
-    def note_disconnect(self) -> None:
-        """Wake up who waits for the caller, and call who wanted to know; nobody, once the answer is complete."""
-        if self.cycle.response_complete:
+    def on_response_complete(self) -> None:
+        """Go on to the next request, if there is one."""
+        self.server_state.total_requests += 1
+        self._answers += 1
+        self._answered = None
+        if self._is_lasting or self.transport.is_closing():
             return
-        self.cycle.disconnected = True
-        self.cycle.message_event.set()
-        callbacks, self._on_disconnect = self._on_disconnect, []
-        for callback in callbacks:
-            try:
-                callback()
-            except Exception:
-                logger.exception("a callback failed that was to be told of a caller's leaving")
+        self._since = self._watch.now
+        self._thrown_away = 0
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._last_word is not None:
+            self._say(self._last_word)
+        else:
+            self._watch.idle[self] = None
+        if self._held and len(self.pipeline) <= QUEUED_REQUESTS // 2:  # parsing on costs a copy of what is held
+            held, self._held = self._held, b""
+            self.flow.is_holding = False
+            self._parse(held)
+        self.flow.resume_reading()
 
-    @property
-    def has_company(self) -> bool:
-        """Whether other requests to this process are being worked on, or are about to be."""
-        return len(self._protocol.tasks) > 1
+    def shutdown(self) -> None:
+        """Close the connection, after the answers to what has been read."""
+        self._is_over, self._held = not self._is_in_body, b""
+        super().shutdown()
 
-    async def receive_into(self, buffer: memoryview, body_bytes: int) -> None:
-        """Fill `buffer` with the next bytes of a body of `body_bytes` in all.
-
-        Raises ClientDisconnectedError when the caller leaves before.
-        """
+    def _refuse(self, error: RequestError) -> None:
+        """Take no more from this connection, and say why: after the requests before, or in place of the one begun."""
+        self._is_over, self._held = True, b""
+        self._thrown_away = 0
+        self.is_drained = isinstance(error, RequestTimeout)  # who is slow has nothing on its way
         cycle = self.cycle
-        if cycle.disconnected:
-            raise ClientDisconnectedError
-        if cycle.waiting_for_100_continue:
-            cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            cycle.waiting_for_100_continue = False
-        at_hand = min(len(buffer), len(cycle.body))
-        buffer[:at_hand] = cycle.body[:at_hand]
-        del cycle.body[:at_hand]
-        if at_hand == len(buffer):
-            return
-        if self._receiver is None:
-            self._receiver = BodyReceiver(self._protocol, cycle, body_bytes - self._protocol.body_bytes)
-        await self._receiver.receive_into(buffer[at_hand:])
-
-    async def discard(self, most: int) -> None:
-        """Throw away up to `most` more bytes of a body that `receive_into` has begun."""
-        if self._receiver is not None:
-            await self._receiver.discard(most)
-
-    @property
-    def is_receiving(self) -> bool:
-        """Whether a body is on its way that the parser does not see."""
-        return self._receiver is not None and self._receiver.remaining > 0
-
-    def check_open(self) -> None:
-        """Raise ClientDisconnectedError when nothing can be sent any more."""
-        if self.cycle.disconnected or self.cycle.transport.is_closing():
-            self.note_disconnect()
-            raise ClientDisconnectedError
-
-    def hold_nothing(self) -> None:
-        """Let each piece of the answer wait until the one before has left, so that its memory can be used again."""
-        transport = self.cycle.transport
-        if not transport.is_closing():
-            # A TLS transport pauses its writer when it holds as much as the limit, any other when it holds more.
-            transport.set_write_buffer_limits(1 if is_ssl(transport) else 0, 0)
-
-    def hold_as_usual(self) -> None:
-        """Undo `hold_nothing`."""
-        if not self.cycle.transport.is_closing():
-            self.cycle.transport.set_write_buffer_limits()
-
-
-NOWHERE = memoryview(b"")
-"""Where bytes go when none are wanted; even an empty part of a buffer would keep all of it."""
-
-
-class BodyReceiver(asyncio.BufferedProtocol):
-    """Receives the rest of one body; the connection belongs to the HTTP protocol before and after."""
-
-    def __init__(self, protocol: GuardedProtocol, cycle: RequestResponseCycle, remaining: int) -> None:
-        self._protocol = protocol
-        self._cycle = cycle
-        self.remaining = remaining
-        self._buffer = NOWHERE
-        self._filled: asyncio.Future[None] | None = None
-        protocol.receiver = self
-        protocol.transport.set_protocol(self)
-
-    async def receive_into(self, buffer: memoryview) -> None:
-        """Fill `buffer`, at most what remains of the body."""
-        if self._cycle.disconnected:
-            raise ClientDisconnectedError
-        self._buffer = buffer
-        self._filled = asyncio.get_running_loop().create_future()
-        self._protocol.flow.resume_reading()
-        try:
-            await self._filled
-        finally:
-            self._filled = None
-            self._buffer = NOWHERE
-            if self.remaining:
-                self._protocol.flow.pause_reading()
-
-    async def discard(self, most: int) -> None:
-        """Receive up to `most` bytes and throw them away."""
-        scratch = memoryview(bytearray(1 << 16))
-        while self.remaining and most > 0:
-            part = scratch[: min(len(scratch), self.remaining, most)]
-            await self.receive_into(part)
-            most -= len(part)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Say where the next bytes go: never further than the body reaches."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Note what has come."""
-        self._buffer = self._buffer[nbytes:]
-        self.remaining -= nbytes
-        if len(self._buffer):
-            return
-        if self.remaining:
-            self._protocol.flow.pause_reading()
+        if cycle is None or (cycle.response_complete and not self._is_in_body):
+            self._say(error)
+        elif not self._is_in_body:
+            self._last_word = error
+        elif cycle.response_complete:
+            self.close_now()
         else:
-            self._cycle.more_body = False
-            self._cycle.message_event.set()
-            self._protocol.take_back()
-        if self._filled is not None and not self._filled.done():
-            self._filled.set_result(None)
-
-    def eof_received(self) -> None:
-        """Let the connection close: a body that ends early is never answered."""
-        self._protocol.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Pass the transport's word on to the HTTP protocol."""
-        self._protocol.connection_lost(exc)
-
-    def abandon(self) -> None:
-        """Tell the endpoint that no more will come."""
-        if self._filled is not None and not self._filled.done():
-            self._filled.set_exception(ClientDisconnectedError())
-
-    def pause_writing(self) -> None:
-        """Pass the transport's word on to the answer."""
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Pass the transport's word on to the answer."""
-        self._protocol.resume_writing()
-
-
-def connection_of(scope: Scope) -> Connection | None:
-    """Return the connection of a request; None under a server that is not ours."""
-    extensions = scope.get("extensions") or {}
-    return extensions.get(EXTENSION)
+            cycle.keep_alive = False
+            cast(Connection, connection_of(cast(Scope, cycle.scope))).fail(error)
+            if self.receiver is not None:
+                self.receiver = None
+                self.transport.set_protocol(self)
+        self.flow.resume_reading()

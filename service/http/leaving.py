@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope
 
-from service.http.guard import connection_of
+from service.http.connection import connection_of
 
 
 class Departure:

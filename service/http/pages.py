@@ -8,7 +8,7 @@ import re
 import shlex
 import string
 from collections.abc import Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -59,8 +59,9 @@ class Markup(str):
     __slots__ = ()
 
 
+@cache
 def read_asset(name: str) -> bytes:
-    """Return a file that ships with the service."""
+    """Return a file that ships with the service, the same memory to everyone who asks."""
     return files("service.http").joinpath("assets", name).read_bytes()
 
 

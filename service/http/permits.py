@@ -9,8 +9,8 @@ from service.engine.batch import computing_bytes
 from service.engine.budget import STEP_BYTES, Budget, Reservation
 from service.errors import InvalidOption, clip
 from service.http.formats import Format
-from service.http.guard import ClientDisconnectedError
 from service.http.leaving import Departure
+from service.http.receiver import ClientDisconnectedError
 from service.ops.bind import Job
 from service.wire import json_codec
 

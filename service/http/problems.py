@@ -31,7 +31,9 @@ STATUS: dict[type[RequestError], int] = {
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
+    errors.RequestTimeout: 408,
     errors.ContentTooLarge: 413,
+    errors.UriTooLong: 414,
     errors.UnsupportedMediaType: 415,
     errors.UnsupportedEncoding: 415,
     errors.MissingField: 422,
@@ -43,6 +45,7 @@ STATUS: dict[type[RequestError], int] = {
     errors.NonFinite: 422,
     errors.UndefinedMean: 422,
     errors.RateLimited: 429,
+    errors.HeadersTooLarge: 431,
     errors.Internal: 500,
     errors.Overloaded: 503,
     errors.MemoryBudget: 503,
@@ -130,6 +133,12 @@ def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:
         return Response(b"".join(reply.pieces), reply.status, headers, reply.media_type)
 
     app.add_exception_handler(HTTPException, answer)
+
+
+def check_path(scope: Scope) -> None:
+    """Raise NotFound for a path that ends with a line feed: to a route's regular expression it would not be there."""
+    if scope["path"].endswith("\n"):
+        raise NotFound("path")
 
 
 def not_found(path: str, operators: Mapping[str, Operator]) -> NotFound:

@@ -21,9 +21,9 @@ from service.errors import ERRORS, ContentTooLarge, Internal, RequestError
 from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
-from service.http.guard import ClientDisconnectedError
 from service.http.permits import SMALL_BODY_BYTES, Gate, Permit
 from service.http.problems import Reply, problem
+from service.http.receiver import ClientDisconnectedError
 from service.http.state import State
 from service.ops.bind import Job, bind, fields_of
 from service.ops.spec import Operator

@@ -23,6 +23,7 @@ from uvicorn.supervisors import multiprocess
 
 from service import metrics
 from service.http.guard import GuardedProtocol
+from service.http.limits import Limits
 from service.http.logs import choose_format, configuration
 from service.http.state import State
 from service.settings import Settings
@@ -58,6 +59,7 @@ class Config(uvicorn.Config):
 
     def __init__(self, create_app: Callable[[Settings], FastAPI], settings: Settings) -> None:
         self.settings = settings
+        self.limits = Limits(bytes_per_second=settings.body_bytes_per_second)
         super().__init__(
             partial(create_app, settings),
             factory=True,

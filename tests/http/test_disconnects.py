@@ -13,11 +13,19 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.http.guard import Connection, GuardedProtocol, connection_of
+from service.http.connection import Connection, connection_of
+from service.http.guard import GuardedProtocol
+from service.http.limits import Limits
 from tests.support.raw_http import PATIENCE_SECONDS, read_answer, request, reset
 
 AT_ONCE_SECONDS = 1.0
 """Bound on what takes a millisecond, on a machine that others use too."""
+
+
+LATE_SECONDS = 1.2
+"""How long an endpoint may be busy before it reads a body, far beyond what a body may pause."""
+
+LIMITS = Limits(look_seconds=0.05, body_grace_seconds=0.3, saved_seconds=0.3)
 
 
 class Endpoint:
@@ -36,7 +44,11 @@ class Endpoint:
         path: str = scope["path"]
         left = asyncio.Event()
         connection.on_disconnect(lambda: self._note(path, left))
-        if path != "/at-once":
+        if path == "/late":
+            await asyncio.sleep(LATE_SECONDS)
+            while (await receive()).get("more_body"):
+                pass
+        elif path != "/at-once":
             self.arrived.release()
             await asyncio.wait_for(left.wait(), PATIENCE_SECONDS)
             connection.on_disconnect(lambda: self._note("late", left))
@@ -58,6 +70,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[Endpoint, Callable[
     config = uvicorn.Config(
         application, port=0, http=GuardedProtocol, ws="none", lifespan="off", loop=request.param, log_config=None
     )
+    config.limits = LIMITS  # type: ignore[attr-defined]
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -77,7 +90,7 @@ def half_close(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("how", [socket.socket.close, reset, half_close], ids=["FIN", "RST", "half"])
-@pytest.mark.parametrize("pipelined", [b""], ids=[""])
+@pytest.mark.parametrize("pipelined", [b"", request("GET", "/at-once")], ids=["", "pipelined"])
 def test_who_waits_is_told_once_that_the_caller_has_left(
     served: tuple[Endpoint, Callable[[], socket.socket]], how: Callable[[socket.socket], None], pipelined: bytes
 ) -> None:
@@ -109,3 +122,40 @@ def test_nobody_is_told_once_the_answer_is_complete(
     time.sleep(0.1)
 
     assert endpoint.told == []
+
+
+@pytest.mark.parametrize("how", [socket.socket.close, reset, half_close], ids=["FIN", "RST", "half"])
+def test_who_waits_is_told_even_while_nothing_is_read(
+    served: tuple[Endpoint, Callable[[], socket.socket]], how: Callable[[socket.socket], None]
+) -> None:
+    endpoint, connect = served
+    connection = connect()
+    connection.sendall(request("POST", "/", length=1 << 20) + bytes(100_000))
+    assert endpoint.arrived.acquire(timeout=PATIENCE_SECONDS)
+    time.sleep(0.1)
+
+    how(connection)
+
+    assert endpoint.left.acquire(timeout=PATIENCE_SECONDS)
+    connection.close()
+
+
+def test_time_in_which_the_service_does_not_read_is_not_the_callers(
+    served: tuple[Endpoint, Callable[[], socket.socket]],
+) -> None:
+    _, connect = served
+    with connect() as connection:
+        connection.sendall(request("POST", "/late", length=1 << 18) + bytes(1 << 18))
+
+        assert read_answer(connection).body == b"ok"
+
+
+def test_who_waits_for_leave_to_send_is_not_slow(served: tuple[Endpoint, Callable[[], socket.socket]]) -> None:
+    _, connect = served
+    with connect() as connection:
+        connection.sendall(request("POST", "/late", "Expect: 100-continue", length=5))
+        received = bytearray()
+        assert read_answer(connection, received=received).status == 100
+        connection.sendall(b"hello")
+
+        assert read_answer(connection, received=received).body == b"ok"

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from service import errors
 from service.app import create_app
 from service.errors import ERRORS, RequestError
 from service.http.problems import STATUS
@@ -31,8 +32,10 @@ from tests.http.problem_cases import CASES, Case
 OTHERWISE_PROVOKED = {
     ("internal", "bug"),
     ("draining", "draining"),
-    ("malformed-request", "no-host"),
-    ("malformed-request", "two-hosts"),
+    *(("malformed-request", sentence) for sentence in set(errors.MalformedRequest.sentences) - {"host"}),
+    *(("request-timeout", sentence) for sentence in errors.RequestTimeout.sentences),
+    *(("headers-too-large", sentence) for sentence in errors.HeadersTooLarge.sentences),
+    ("uri-too-long", "target"),
     ("unauthorized", "missing"),
     ("unauthorized", "form"),
     ("unauthorized", "unknown"),
@@ -44,8 +47,8 @@ OTHERWISE_PROVOKED = {
     ("engine-restarting", "restarting"),
     ("deadline-exceeded", "late"),
 }
-"""Sentences that no request alone provokes; tests of their own do, here and in test_hosts.py, test_auth.py,
-test_overload.py and test_engine_faults.py."""
+"""Sentences that no request alone provokes; tests of their own do: here, in test_hosts.py, test_auth.py,
+test_raw_requests.py, test_slow_callers.py, test_overload.py and test_engine_faults.py."""
 
 
 def _requests() -> Iterator[Any]:

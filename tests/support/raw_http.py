@@ -8,7 +8,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,17 @@ from tests.support.running import RunningService, running_service
 
 PATIENCE_SECONDS = 20.0
 
-WITHOUT_UVLOOP = (
-    "-c",
-    "import sys; sys.modules['uvloop'] = None; from service.__main__ import main; sys.exit(main(sys.argv[1:]))",
-)
-"""The service where uvloop is not installed."""
+
+def _program(*, has_uvloop: bool, limits: Mapping[str, float]) -> tuple[str, ...]:
+    """Return how to start the service, without uvloop or with other limits on connections than a user can set."""
+    lines = ["import functools, sys"]
+    if not has_uvloop:
+        lines.append("sys.modules['uvloop'] = None")
+    lines += [
+        "from service.http import server",
+        f"server.Limits = functools.partial(server.Limits, **{dict(limits)!r})",
+    ]
+    return "-c", "\n".join([*lines, "from service.__main__ import main", "sys.exit(main(sys.argv[1:]))"])
 
 
 @dataclass(frozen=True)
@@ -63,10 +69,12 @@ class Listening:
 
 
 @contextmanager
-def listening(way: str, *flags: str) -> Iterator[Listening]:
+def listening(way: str, *flags: str, limits: Mapping[str, float] | None = None) -> Iterator[Listening]:
     """Start a service: `tcp`, `tls` or `uds`, each with `-asyncio` appended to do without uvloop."""
     transport, _, loop = way.partition("-")
-    program = WITHOUT_UVLOOP if loop == "asyncio" else ("-m", "service")
+    program = ("-m", "service")
+    if loop == "asyncio" or limits:
+        program = _program(has_uvloop=loop != "asyncio", limits=limits or {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "socket")
         own: tuple[str, ...] = ()

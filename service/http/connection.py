@@ -1,0 +1,141 @@
+"""The connection of one request, as an endpoint sees it: an ASGI extension.
+
+Another server, or the tests' in-process transport, has no such extension: then bodies come the ordinary way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.utils import is_ssl
+
+from service.errors import RequestError
+from service.http.receiver import BodyReceiver, ClientDisconnectedError, Lender
+
+EXTENSION = "service.connection"
+"""Name of the ASGI extension."""
+
+logger = logging.getLogger("service")
+
+
+class ParsingLender(Lender, Protocol):
+    """The HTTP protocol, which has parsed the beginning of a body."""
+
+    is_drained: bool
+    tasks: set[asyncio.Task[None]]
+
+    @property
+    def body_bytes(self) -> int:
+        """How much of the current request's body has come through the parser."""
+
+
+class Connection:
+    """The connection of one request, as an endpoint sees it."""
+
+    def __init__(self, protocol: ParsingLender) -> None:
+        self._protocol = protocol
+        self.cycle: RequestResponseCycle = cast(RequestResponseCycle, None)
+        self._receiver: BodyReceiver | None = None
+        self._on_disconnect: list[Callable[[], object]] = []
+        self.failure: RequestError | None = None
+        """Why the body will never be complete, if so: what the request is to be refused with."""
+
+    def on_disconnect(self, callback: Callable[[], object]) -> None:
+        """Have `callback()` called on the event loop, once, if the caller leaves before his answer is complete.
+
+        If he has left already it is called before this returns. A caller who closes only his sending side has left.
+        """
+        if self.cycle.disconnected:
+            callback()
+        else:
+            self._on_disconnect.append(callback)
+
+    def note_disconnect(self) -> None:
+        """Wake up who waits for the caller, and call who wanted to know; nobody, once the answer is complete."""
+        if self.cycle.response_complete:
+            return
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        callbacks, self._on_disconnect = self._on_disconnect, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                logger.exception("a callback failed that was to be told of a caller's leaving")
+
+    def fail(self, failure: RequestError) -> None:
+        """Let whoever reads the body raise `failure`, now and from now on."""
+        self.failure = failure
+        self.cycle.message_event.set()
+        if self._receiver is not None and self._receiver.remaining:
+            self._receiver.abandon(failure)
+
+    def close_at_once(self) -> None:
+        """Let the connection close as soon as the answer is complete, whatever of the body is still to come."""
+        self._protocol.is_drained = True
+
+    @property
+    def has_company(self) -> bool:
+        """Whether other requests to this process are being worked on, or are about to be."""
+        return len(self._protocol.tasks) > 1
+
+    async def receive_into(self, buffer: memoryview, body_bytes: int) -> None:
+        """Fill `buffer` with the next bytes of a body of `body_bytes` in all.
+
+        Raises ClientDisconnectedError when the caller leaves before, and the `failure` of the body.
+        """
+        cycle = self.cycle
+        if self.failure is not None:
+            raise self.failure
+        if cycle.disconnected:
+            raise ClientDisconnectedError
+        if cycle.waiting_for_100_continue:
+            cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        at_hand = min(len(buffer), len(cycle.body))
+        buffer[:at_hand] = cycle.body[:at_hand]
+        del cycle.body[:at_hand]
+        if at_hand == len(buffer):
+            return
+        if self._receiver is None:
+            self._receiver = BodyReceiver(self._protocol, cycle, body_bytes - self._protocol.body_bytes)
+        await self._receiver.receive_into(buffer[at_hand:])
+
+    async def discard(self, most: int) -> None:
+        """Throw away up to `most` more bytes of a body that `receive_into` has begun."""
+        if self._receiver is not None:
+            await self._receiver.discard(most)
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a body is on its way that the parser does not see."""
+        return self._receiver is not None and self._receiver.remaining > 0 and self.failure is None
+
+    def check_open(self) -> None:
+        """Raise ClientDisconnectedError when nothing can be sent any more."""
+        if self.cycle.disconnected or self.cycle.transport.is_closing():
+            self.note_disconnect()
+            raise ClientDisconnectedError
+
+    def hold_nothing(self) -> None:
+        """Let each piece of the answer wait until the one before has left, so that its memory can be used again."""
+        transport = self.cycle.transport
+        if not transport.is_closing():
+            # A TLS transport pauses its writer when it holds as much as the limit, any other when it holds more.
+            transport.set_write_buffer_limits(1 if is_ssl(transport) else 0, 0)
+
+    def hold_as_usual(self) -> None:
+        """Undo `hold_nothing`."""
+        if not self.cycle.transport.is_closing():
+            self.cycle.transport.set_write_buffer_limits()
+
+
+def connection_of(scope: Scope) -> Connection | None:
+    """Return the connection of a request; None under a server that is not ours."""
+    extensions = scope.get("extensions") or {}
+    return extensions.get(EXTENSION)

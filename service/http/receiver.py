@@ -1,0 +1,122 @@
+"""Receives the rest of one body straight into memory of ours, in place of the HTTP protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+
+class ClientDisconnectedError(Exception):
+    """The caller has left; there is nobody to answer."""
+
+
+NOWHERE = memoryview(b"")
+"""Where bytes go when none are wanted; even an empty part of a buffer would keep all of it."""
+
+
+class Lender(Protocol):
+    """The HTTP protocol, as far as it lends its connection."""
+
+    transport: asyncio.Transport
+    receiver: BodyReceiver | None
+
+    @property
+    def flow(self) -> FlowControl: ...
+
+    def take_back(self) -> None:
+        """Go on with the connection after the body."""
+
+    def eof_received(self) -> None: ...
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+
+class BodyReceiver(asyncio.BufferedProtocol):
+    """Receives the rest of one body; the connection belongs to the HTTP protocol before and after."""
+
+    def __init__(self, protocol: Lender, cycle: RequestResponseCycle, remaining: int) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self.remaining = remaining
+        self._whole = remaining
+        self._buffer = NOWHERE
+        self._filled: asyncio.Future[None] | None = None
+        self._is_abandoned = False
+        protocol.receiver = self
+        protocol.transport.set_protocol(self)
+
+    async def receive_into(self, buffer: memoryview) -> None:
+        """Fill `buffer`, at most what remains of the body."""
+        if self._cycle.disconnected:
+            raise ClientDisconnectedError
+        self._buffer = buffer
+        self._filled = asyncio.get_running_loop().create_future()
+        self._protocol.flow.resume_reading()
+        try:
+            await self._filled
+        finally:
+            self._filled = None
+            self._buffer = NOWHERE
+            if self.remaining and not self._is_abandoned:
+                self._protocol.flow.pause_reading()
+
+    @property
+    def received(self) -> int:
+        """How many bytes have come."""
+        return self._whole - self.remaining
+
+    async def discard(self, most: int) -> None:
+        """Receive up to `most` bytes and throw them away."""
+        scratch = memoryview(bytearray(1 << 16))
+        while self.remaining and most > 0:
+            part = scratch[: min(len(scratch), self.remaining, most)]
+            await self.receive_into(part)
+            most -= len(part)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Say where the next bytes go: never further than the body reaches."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Note what has come."""
+        self._buffer = self._buffer[nbytes:]
+        self.remaining -= nbytes
+        if len(self._buffer):
+            return
+        if self.remaining:
+            self._protocol.flow.pause_reading()
+        else:
+            self._cycle.more_body = False
+            self._cycle.message_event.set()
+            self._protocol.take_back()
+        if self._filled is not None and not self._filled.done():
+            self._filled.set_result(None)
+
+    def eof_received(self) -> None:
+        """Let the connection close: a body that ends early is never answered."""
+        self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass the transport's word on to the HTTP protocol."""
+        self._protocol.connection_lost(exc)
+
+    def abandon(self, reason: Exception) -> None:
+        """Tell the endpoint that no more will come."""
+        self._is_abandoned = True
+        if self._filled is not None and not self._filled.done():
+            self._filled.set_exception(reason)
+
+    def pause_writing(self) -> None:
+        """Pass the transport's word on to the answer."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass the transport's word on to the answer."""
+        self._protocol.resume_writing()
