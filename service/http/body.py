@@ -205,6 +205,8 @@ async def refuse(send: Send, reply: Reply, body: RequestBody) -> None:
     reset can overtake the answer. A caller who is to come again soon keeps his connection.
     """
     if not body.must_close or (reply.status == SERVICE_UNAVAILABLE and body.can_be_skipped and not _closes(reply)):
+        if body.connection is not None and body.declared is not None:
+            body.connection.skip(body.declared)
         await send_reply(send, reply)
         return
     closing = [] if _closes(reply) else [(b"connection", b"close")]

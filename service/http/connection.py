@@ -27,6 +27,7 @@ class ParsingLender(Lender, Protocol):
     """The HTTP protocol, which has parsed the beginning of a body."""
 
     is_drained: bool
+    most_skipped_bytes: int
     tasks: set[asyncio.Task[None]]
 
     @property
@@ -78,6 +79,10 @@ class Connection:
     def close_at_once(self) -> None:
         """Let the connection close as soon as the answer is complete, whatever of the body is still to come."""
         self._protocol.is_drained = True
+
+    def skip(self, size: int) -> None:
+        """Let so much of the body be thrown away after the answer, so that the connection stays open."""
+        self._protocol.most_skipped_bytes = max(self._protocol.most_skipped_bytes, size)
 
     @property
     def has_company(self) -> bool:

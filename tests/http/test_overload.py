@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,8 @@ from service.http.permits import BUFFER_SLACK_BYTES
 from service.ops import OPERATORS
 from service.settings import Settings
 from tests.http.calling import JSON, SAFETENSORS, check_problem, client_of, safetensors_file
+from tests.support.raw_http import read_answer
+from tests.support.running import running_service
 
 MB = 1 << 20
 SOFTMAX = OPERATORS["softmax"]
@@ -358,3 +361,28 @@ async def test_a_caller_who_leaves_stops_his_work_at_the_next_block(
 
     assert held.blocks == 1
     assert_at_rest(app)
+
+
+def test_who_is_refused_for_want_of_memory_keeps_his_connection_however_long_his_body_is() -> None:
+    body = tensor_body(3 * 1024)
+    head = (
+        "POST /v1/softmax HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-safetensors\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    flags = ("--threads", "1", "--memory-budget", str(16 * MB), "--queue-seconds", "0.3")
+    with running_service(*flags) as service:
+        service.wait_until_ready()
+        with socket.create_connection(("127.0.0.1", service.port), 30) as holder:
+            holder.sendall(head + body[:MB])
+            time.sleep(0.5)
+            with socket.create_connection(("127.0.0.1", service.port), 30) as refused:
+                refused.sendall(head + body)
+                received = bytearray()
+                first = read_answer(refused, received=received)
+                holder.close()
+                time.sleep(0.5)
+                refused.sendall(head + body)
+                second = read_answer(refused, received=received)
+
+    assert (first.status, second.status) == (503, 200)
+    assert b'"code":"memory-budget"' in first.body
