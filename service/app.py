@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from service import __version__
+from service.engine.budget import Budget
 from service.engine.buffers import trim
 from service.engine.device import choose_device
 from service.engine.scheduler import Engine
@@ -19,6 +20,7 @@ from service.http.envelope import Envelope
 from service.http.explore import explorer_routes
 from service.http.hosts import Hosts
 from service.http.pages import page_routes
+from service.http.permits import Gate
 from service.http.probes import check_examples, probe_router
 from service.http.problems import check_path, install_handlers
 from service.http.routes import OperatorRoute, operator_endpoints
@@ -37,13 +39,20 @@ TIDY_BYTES = 1 << 24
 """Once so much has been handled and nothing is in flight, what the C library keeps of it is handed back, too."""
 
 
-async def _hand_memory_back(engine: Engine, state: State) -> None:
+async def _tidy(engine: Engine, state: State, note_state: Callable[[], None]) -> None:
+    """Hand memory back that lies unused, and tell the metrics what other processes are to show."""
     while True:
         await asyncio.sleep(UNUSED_SECONDS / 2)
+        note_state()
         dropped = engine.buffers.drop_unused(UNUSED_SECONDS)
         if dropped or (state.handled_bytes >= TIDY_BYTES and not state.in_flight):
             state.handled_bytes = 0
             await asyncio.to_thread(trim)
+
+
+def _restart(state: State) -> None:
+    logger.critical("the device is lost; this process answers what it has, and ends")
+    state.begin_restarting()
 
 
 def create_app(settings: Settings | None = None, operators: Mapping[str, Operator] = OPERATORS) -> FastAPI:
@@ -57,14 +66,22 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         checks.append(Keys(read_keys(settings.api_keys), settings.rate_per_key).check)
     checks.append(check_path)
     operators = dict(operators)
-    engine = Engine(choose_device(settings.device), threads=settings.threads)
+    engine = Engine(choose_device(settings.device), threads=settings.threads, queue_seconds=settings.queue_seconds)
+    budget = Budget(settings.memory_budget, settings.queue_seconds)
     state = State()
-    endpoints = operator_endpoints(operators, engine, settings, state)
+    gate = Gate(budget, engine.backlog, settings.deadline_seconds)
+    endpoints = operator_endpoints(operators, engine, gate, settings, state)
+
+    def note_state() -> None:
+        engine.note_state()
+        budget.note_state()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        engine.on_failure = lambda: loop.call_soon_threadsafe(_restart, state)
         self_test = asyncio.create_task(_become_ready(engine, state))
-        tidying = asyncio.create_task(_hand_memory_back(engine, state))
+        tidying = asyncio.create_task(_tidy(engine, state, note_state))
         yield
         tidying.cancel()
         await self_test
@@ -77,7 +94,8 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
                 state.readiness = "ok"
         except Exception:
             logger.exception("an operator does not answer its own example; the service stays unready")
-            state.readiness = "failed"
+            if not state.is_restarting:
+                state.readiness = "failed"
 
     app = FastAPI(
         title="Loss Service",
@@ -88,7 +106,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         lifespan=lifespan,
     )
     app.router.routes.append(OperatorRoute(endpoints))
-    app.include_router(probe_router(operators, engine, settings, state))
+    app.include_router(probe_router(operators, note_state, settings, state))
     app.router.routes.extend(page_routes(has_keys=settings.api_keys is not None))
     app.router.routes.extend(explorer_routes(has_keys=settings.api_keys is not None))
     install_handlers(app, operators)
@@ -101,4 +119,6 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         counters={path: endpoint.metrics for path, endpoint in endpoints.items()},
     )
     app.state.service = state
+    app.state.engine = engine
+    app.state.budget = budget
     return app

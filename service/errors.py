@@ -26,7 +26,11 @@
     |-- MethodNotAllowed     method-not-allowed
     |-- Unauthorized         unauthorized
     |-- RateLimited          rate-limited
+    |-- Overloaded           overloaded
+    |-- MemoryBudget         memory-budget
     |-- Draining             draining
+    |-- EngineRestarting     engine-restarting
+    |-- DeadlineExceeded     deadline-exceeded
     `-- Internal             internal
 
 Which HTTP status belongs to which class is decided in `http/problems.py`.
@@ -340,6 +344,7 @@ class ContentTooLarge(RequestError):
             "The answer could take {got} bytes, but at most {limit} are allowed for application/json; "
             "large answers come as application/x-safetensors (say so in Accept)."
         ),
+        "memory": "The request needs {got} bytes of memory, but all requests together may hold {limit}.",
     }
 
 
@@ -445,6 +450,49 @@ class Draining(RequestError):
     title = "The service is about to stop"
     mend = "Send it again on a new connection after the seconds of Retry-After; requests have no side effects."
     sentences = {"draining": "The service is about to stop and takes no more requests; send it again in a moment."}
+
+
+class Overloaded(RequestError):
+    code = "overloaded"
+    title = "There is more work than the service can do in time"
+    mend = (
+        "Send it again after the seconds of Retry-After; requests have no side effects. A request that may wait longer "
+        "says so in X-Request-Timeout-Ms, but none is admitted behind more work than LOSS_QUEUE_SECONDS allows."
+    )
+    sentences = {
+        "queue": "The work ahead of this request would take longer than {most} s; send it again in {seconds} s.",
+        "deadline": "This request would not be answered within its {limit} ms; send it again in {seconds} s.",
+    }
+
+
+class MemoryBudget(RequestError):
+    code = "memory-budget"
+    title = "There is no memory for the request at the moment"
+    mend = (
+        "Send it again after the seconds of Retry-After; requests have no side effects. Smaller batches find room "
+        "sooner; GET /v1/limits tells how much all requests together may hold."
+    )
+    sentences = {
+        "full": "Other requests hold the memory that this one needs; send it again in {seconds} s.",
+        "engine": "Memory ran out while this request was worked on; send it again in {seconds} s.",
+    }
+
+
+class EngineRestarting(RequestError):
+    code = "engine-restarting"
+    title = "The engine has failed and is started anew"
+    mend = "Send it again on a new connection after the seconds of Retry-After; requests have no side effects."
+    sentences = {"restarting": "The device failed, and the service is starting anew; send it again in {seconds} s."}
+
+
+class DeadlineExceeded(RequestError):
+    code = "deadline-exceeded"
+    title = "The request was not answered within its deadline"
+    mend = (
+        "Give it more time with the header X-Request-Timeout-Ms, in milliseconds from 1, or cut the batch. Without the "
+        "header the deadline is that of LOSS_DEADLINE_SECONDS."
+    )
+    sentences = {"late": "The request was not answered within its {limit} ms, and has been given up."}
 
 
 class Internal(RequestError):

@@ -7,8 +7,7 @@ and whichever process is asked adds them up.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -46,6 +45,18 @@ MEMORY_RESERVED = Gauge(
 BATCH_ROWS = Histogram(
     "loss_batch_rows", "Rows computed in one launch.", buckets=(1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 )
+BATCH_REQUESTS = Histogram(
+    "loss_batch_requests",
+    "Requests that shared one launch; those computed alone are not in it.",
+    buckets=(2, 4, 8, 16, 32, 64, 128, 256),
+)
+QUEUE_REQUESTS = Gauge(
+    "loss_queue_requests", "Requests whose work was admitted and is not done.", multiprocess_mode="livesum"
+)
+QUEUE_SECONDS = Gauge(
+    "loss_queue_seconds", "Seconds predicted until the work admitted is done.", multiprocess_mode="livemax"
+)
+MEMORY_BUDGET = Gauge("loss_memory_budget_bytes", "Bytes that requests may hold at once.", multiprocess_mode="livesum")
 DRAINING = Gauge("loss_draining", "Processes that are draining before they stop.", multiprocess_mode="livesum")
 _CONNECTIONS_ENDED = Counter(
     "loss_connections_ended",
@@ -122,16 +133,6 @@ def observe_phases(seconds: Timed) -> None:
     """Note how long each phase of a request took."""
     for phase, histogram in _PHASE.items():
         histogram.observe(getattr(seconds, phase))
-
-
-@contextmanager
-def reserved(size: int) -> Iterator[None]:
-    """Count `size` bytes as held by a request."""
-    MEMORY_RESERVED.inc(size)
-    try:
-        yield
-    finally:
-        MEMORY_RESERVED.dec(size)
 
 
 def note_gpu_memory(device: str, *, allocated: int, cached: int) -> None:

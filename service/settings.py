@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -12,7 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.machine import available_cores, usable_memory
+
 MEBIBYTE = 1 << 20
+
+BUDGET_PART = 0.6
+"""Part of the memory that the process may use which requests may hold: the rest is for torch and the code itself."""
 
 LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
 """What a service that only this machine can reach is called."""
@@ -22,8 +26,8 @@ _HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]"
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
 
 
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _memory_budget() -> int:
+    return int(usable_memory() * BUDGET_PART)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -64,7 +68,7 @@ class Settings(BaseSettings):
         "auto", description="Where losses are computed: auto (CUDA when there is one), cpu, cuda or cuda:N."
     )
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default_factory=_available_cores,
+        default_factory=available_cores,
         description="Engine workers of one thread each. Unless given, the cores available.",
     )
     max_json_bytes: Annotated[int, Field(ge=1024)] = Field(
@@ -82,6 +86,23 @@ class Settings(BaseSettings):
             "Slowest that a body may be sent after 5 s (else 408), and an answer be taken after 10 s (else the "
             "connection is cut), in bytes a second."
         ),
+    )
+    memory_budget: Annotated[int, Field(ge=16 * MEBIBYTE)] = Field(
+        default_factory=_memory_budget,
+        description=(
+            "Bytes of memory that requests may hold at once: bodies, results and answers. Unless given, 60 % of what "
+            "the process may use (its control group's limit, or the machine's memory)."
+        ),
+    )
+    queue_seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = Field(
+        1.0,
+        description=(
+            "Longest predicted wait for the engine that is admitted, and longest time that a request waits for memory."
+        ),
+    )
+    deadline_seconds: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] = Field(
+        60.0,
+        description="Time after which a request is given up, where its X-Request-Timeout-Ms does not say so.",
     )
     drain_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = Field(
         30.0,
@@ -185,6 +206,7 @@ class Settings(BaseSettings):
         return self.model_copy(
             update={
                 "threads": max(1, self.threads // self.workers),
+                "memory_budget": self.memory_budget // self.workers,
                 "rate_per_key": None if rate is None else rate / self.workers,
             }
         )

@@ -74,6 +74,80 @@ class Answer:
             self.pool.give_back(self.buffers.pop())
 
 
+def prepare_reduction(job: Job) -> tuple[Denominator | None, Tensor | None]:
+    """Return what losses are divided by, and the derivative of the answer by each row's loss.
+
+    Raises UndefinedMean when there is nothing to divide by.
+    """
+    if job.operator.row_weight is None:
+        return None, None
+    options = cast(LossOptions, job.options)
+    by_row = {name: tensor for name, tensor in job.tensors.items() if tensor.ndim == 1}
+    rows = Rows(job.layout.rows, by_row, job.kept)
+    over = reduction.denominator(job.operator.row_weight(rows), rows.count, options)
+    if any(output.shape == "reduced" or output.gradient for output in job.outputs):
+        reduction.check_mean(over, options)
+    return over, reduction.row_upstream(job.upstream, job.layout.rows, over) if job.gradient else None
+
+
+def finish_output(job: Job, output: Output, result: Tensor | None, over: Denominator | None) -> Tensor:
+    """Return an output as the caller gets it, from its rows (None for a scalar) and what losses are divided by.
+
+    Raises NonFinite when it is one NaN that the caller did not ask for.
+    """
+    plan = job.plan
+    if result is None:
+        return _number(job, output, cast(Denominator, over).total_weight)
+    if output.shape == "reduced" and cast(LossOptions, plan.options).reduction != "none":
+        return _number(job, output, reduction.reduced(result.view(-1), cast(Denominator, over)))
+    return result.to(plan.dtypes[output.name]).view(plan.shapes[output.name])
+
+
+def _number(job: Job, output: Output, value: float) -> Tensor:
+    if math.isnan(value) and job.options.non_finite == "reject":
+        raise nan_error(job, output, None)
+    # By way of float64: torch refuses to fill a float32 with what only rounds to infinity.
+    return torch.full((), value, dtype=torch.float64).to(job.plan.dtypes[output.name])
+
+
+def replaces_input(job: Job, output: Output) -> bool:
+    """Whether a result may be written over the first input: it is the request's own, and nothing else needs it."""
+    others = [each for each in job.outputs if each.shape in ("classes", "rows") and each is not output]
+    return job.owns_memory and not others and output.type_of == job.operator.inputs[0].name
+
+
+ROW_BYTES = 32
+"""What a row takes beside its classes: its target, its weight, its loss and its upstream gradient."""
+
+
+def computing_bytes(job: Job) -> int:
+    """Return how much memory computing a job takes beside its inputs, but for the blocks being worked on."""
+    size = job.layout.rows * ROW_BYTES
+    for output in job.outputs:
+        if output.shape == "classes" and not replaces_input(job, output):
+            size += job.layout.rows * job.layout.classes * job.plan.dtypes[output.name].itemsize
+    return size
+
+
+def nan_error(job: Job, output: Output, row: int | None) -> NonFinite:
+    """Return the refusal of an output that would hold a NaN: in which row, where that can be said."""
+    layout, name = job.layout, job.operator.inputs[0].name
+    if row is None or not layout.rows_shape:
+        return NonFinite("whole", pointer="/" + name, name=output.name)
+    index = layout.row_index(row)
+    shown = index[0] if len(index) == 1 else index
+    return NonFinite("row", pointer=element_pointer(name, layout.row_pointer_index(row)), name=output.name, row=shown)
+
+
+def first_nan_row(values: Tensor) -> int | None:
+    """Return the first row of [rows, classes] or [rows] that holds a NaN."""
+    # A sum is the fastest look at every element; what is finite in sum holds no NaN.
+    if math.isfinite(values.sum().item()):
+        return None
+    by_row = values.isnan().any(1) if values.ndim == 2 else values.isnan()
+    return int(by_row.nonzero()[0]) if by_row.any() else None
+
+
 class Execution:
     """A job being computed: `drain` until no block is left, in as many threads as wanted, then `finish`.
 
@@ -93,7 +167,7 @@ class Execution:
         )
         self.blocks = tuple(cut(layout, self._rows_per_block()))
         self._next_block = itertools.count()
-        self._denominator, upstream = self._prepare_reduction()
+        self._denominator, upstream = prepare_reduction(job)
         self._inputs, self._weights = self._prepare_inputs()
         self._kept = None if job.kept is None else self._laid_out(job.kept)
         self._upstream = (
@@ -111,19 +185,6 @@ class Execution:
             return max(1, layout.rows)
         bytes_per_block = BLOCK_BYTES if self._device.type == "cpu" else CUDA_BLOCK_BYTES
         return max(1, bytes_per_block // (layout.classes * self._dtype.itemsize))
-
-    def _prepare_reduction(self) -> tuple[Denominator | None, Tensor | None]:
-        """Return what losses are divided by, and the derivative of the answer by each row's loss."""
-        job = self.job
-        if job.operator.row_weight is None:
-            return None, None
-        options = cast(LossOptions, job.options)
-        by_row = {name: tensor for name, tensor in job.tensors.items() if tensor.ndim == 1}
-        rows = Rows(job.layout.rows, by_row, job.kept)
-        over = reduction.denominator(job.operator.row_weight(rows), rows.count, options)
-        if any(output.shape == "reduced" or output.gradient for output in job.outputs):
-            reduction.check_mean(over, options)
-        return over, reduction.row_upstream(job.upstream, job.layout.rows, over) if job.gradient else None
 
     def _prepare_inputs(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the inputs that are cut into blocks, and those that every block takes whole."""
@@ -144,18 +205,13 @@ class Execution:
         layout = self.job.layout
         return values if self._is_flat else values.reshape(layout.outer, layout.inner)
 
-    def _replaces_input(self, output: Output) -> bool:
-        """Whether a result may be written over the first input: it is the request's own, and nothing else needs it."""
-        others = [each for each in self.job.outputs if each.shape in ("classes", "rows") and each is not output]
-        return self.job.owns_memory and not others and output.type_of == self.job.operator.inputs[0].name
-
     def _allocate(self, output: Output) -> Tensor:
         """Return where a result goes, in its own type, or float64 when it has one number a row."""
         layout = self.job.layout
         if output.shape != "classes":
             rows = torch.empty(layout.rows, dtype=torch.float64)
             return rows if self._is_flat else self._laid_out(rows)
-        if self._replaces_input(output):
+        if replaces_input(self.job, output):
             return self._laid_out(self.job.first)
         dtype = self.job.plan.dtypes[output.name]
         size = layout.rows * self._classes * dtype.itemsize
@@ -175,6 +231,11 @@ class Execution:
         """Compute blocks until none is left."""
         while (position := next(self._next_block)) < len(self.blocks):
             self._compute(self.blocks[position])
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Compute one block more; to be called once for each."""
+        self._compute(self.blocks[next(self._next_block)])
 
     def _compute(self, block: Block) -> None:
         job, operator = self.job, self.job.operator
@@ -231,53 +292,31 @@ class Execution:
         """Remember the first row of each result that holds a NaN."""
         inner = block.inner.stop - block.inner.start
         for name, values in out.items():
-            # A sum is the fastest look at every element; what is finite in sum holds no NaN.
-            if math.isfinite(values.sum().item()):
+            if (within := first_nan_row(values)) is None:
                 continue
-            by_row = values.isnan().any(1) if values.ndim == 2 else values.isnan()
-            if not by_row.any():
-                continue
-            within = int(by_row.nonzero()[0])
             row = (block.outer.start + within // inner) * self.job.layout.inner + block.inner.start + within % inner
             with self._lock:
                 self._nan_row[name] = min(row, self._nan_row.get(name, row))
+
+    @property
+    def overwrites_input(self) -> bool:
+        """Whether the job cannot be computed again, because a result lies in the memory of its input."""
+        return any(replaces_input(self.job, output) for output in self.job.outputs if output.shape == "classes")
+
+    def rows_of(self, name: str) -> Tensor:
+        """Return a result before it is reduced and rounded: float64 [rows], or as it lies in memory."""
+        return self._results[name]
 
     def finish(self) -> Answer:
         """Reduce, and return the answer; raises NonFinite when it would hold a NaN that the caller did not ask for."""
         tensors = {}
         for output in self.job.outputs:
             if output.name in self._nan_row:
-                self._refuse(output, self._nan_row[output.name])
-            tensors[output.name] = self._finished(output)
+                raise nan_error(self.job, output, self._nan_row[output.name])
+            tensors[output.name] = finish_output(self.job, output, self._results.get(output.name), self._denominator)
         return Answer(tensors, self._pool, self._buffers)
 
     def abandon(self) -> None:
         """Give the memory back without an answer."""
         self._results.clear()
         Answer({}, self._pool, self._buffers).release()
-
-    def _finished(self, output: Output) -> Tensor:
-        plan = self.job.plan
-        dtype, shape = plan.dtypes[output.name], plan.shapes[output.name]
-        if output.shape == "scalar":
-            return self._number(output, cast(Denominator, self._denominator).total_weight)
-        result = self._results[output.name]
-        if output.shape == "reduced" and cast(LossOptions, plan.options).reduction != "none":
-            return self._number(output, reduction.reduced(result.view(-1), cast(Denominator, self._denominator)))
-        return result.to(dtype).view(shape)
-
-    def _number(self, output: Output, value: float) -> Tensor:
-        if math.isnan(value) and self.job.options.non_finite == "reject":
-            self._refuse(output, None)
-        # By way of float64: torch refuses to fill a float32 with what only rounds to infinity.
-        return torch.full((), value, dtype=torch.float64).to(self.job.plan.dtypes[output.name])
-
-    def _refuse(self, output: Output, row: int | None) -> None:
-        layout, name = self.job.layout, self.job.operator.inputs[0].name
-        if row is None or not layout.rows_shape:
-            raise NonFinite("whole", pointer="/" + name, name=output.name)
-        index = layout.row_index(row)
-        shown = index[0] if len(index) == 1 else index
-        raise NonFinite(
-            "row", pointer=element_pointer(name, layout.row_pointer_index(row)), name=output.name, row=shown
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
@@ -16,6 +16,8 @@ from service.http.problems import Reply
 from service.http.receiver import ClientDisconnectedError
 from service.tensors import array_of
 
+SERVICE_UNAVAILABLE = 503
+
 SLICE_BYTES = 1 << 20
 """Largest piece of an answer that is handed to the server at once."""
 
@@ -24,13 +26,15 @@ class RequestBody:
     """The body of one request, read under a limit."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self._receive = receive
+        self.receive = receive
         self.headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             self.headers[name] = self.headers[name] + b", " + value if name in self.headers else value
         length = self.headers.get(b"content-length", b"")
-        self._declared = int(length) if length.isdigit() else None
-        self._connection = connection_of(scope)
+        self.declared = int(length) if length.isdigit() else None
+        self.cover: Callable[[int], Awaitable[None]] | None = None
+        """Reserves memory for so many bytes, before more of a body without a declared length is read."""
+        self.connection = connection_of(scope)
         self.received = 0
         self._is_complete = False
         self._is_too_large = False
@@ -41,13 +45,20 @@ class RequestBody:
         """Whether to close the connection rather than read the rest: when there is much, or it was too large."""
         if self._is_complete or self._is_too_large:
             return not self._is_complete
-        if self._connection is not None and self._connection.is_receiving:
+        if self.connection is not None and self.connection.is_receiving:
             return True
-        return b"transfer-encoding" in self.headers if self._declared is None else self._declared > KEPT_BYTES
+        return b"transfer-encoding" in self.headers if self.declared is None else self.declared > KEPT_BYTES
+
+    @property
+    def can_be_skipped(self) -> bool:
+        """Whether the server can be left to read the rest and throw it away, however long: its end is known."""
+        if self.declared is None or self._waits_for_continue or self._is_too_large:
+            return False
+        return self.connection is None or not self.connection.is_receiving
 
     async def read(self, limit: int, too_large: str) -> bytes:
         """Return the whole body; raises ContentTooLarge, with the sentence named, once it is known to be too large."""
-        self._check_declared(limit, too_large)
+        self.check_declared(limit, too_large)
         chunks: list[bytes] = []
         async for chunk in self._chunks(limit, too_large):
             chunks.append(chunk)  # noqa: PERF401  # an asynchronous comprehension is no faster
@@ -61,8 +72,8 @@ class RequestBody:
         Once `prefix_bytes` are there, `padding(prefix, body_bytes)` says how many bytes to leave free before the body.
         A body without a declared length is read into memory that grows. Raises ContentTooLarge as `read` does.
         """
-        self._check_declared(limit, too_large)
-        size = self._declared
+        self.check_declared(limit, too_large)
+        size = self.declared
         if size is None or size <= KEPT_BYTES:
             grown = bytearray()
             async for chunk in self._chunks(limit, too_large):
@@ -77,8 +88,8 @@ class RequestBody:
         body[:prefix_bytes] = prefix
         body[prefix_bytes : prefix_bytes + len(first)] = first
         filled = prefix_bytes + len(first)
-        if self._connection is not None:
-            await self._connection.receive_into(body[filled:], size)
+        if self.connection is not None:
+            await self.connection.receive_into(body[filled:], size)
             self._is_complete = True
             self.received = size
         else:
@@ -89,9 +100,9 @@ class RequestBody:
 
     async def _receive_some(self, prefix: memoryview, size: int, chunks: AsyncIterator[bytes]) -> bytes:
         """Fill `prefix` with the first bytes, and return those that had to be taken along with them."""
-        if self._connection is not None:
+        if self.connection is not None:
             self._waits_for_continue = False
-            await self._connection.receive_into(prefix, size)
+            await self.connection.receive_into(prefix, size)
             self.received = len(prefix)
             return b""
         got = b""
@@ -102,8 +113,9 @@ class RequestBody:
         prefix[:] = got[: len(prefix)]
         return got[len(prefix) :]
 
-    def _check_declared(self, limit: int, too_large: str) -> None:
-        if self._declared is not None and self._declared > limit:
+    def check_declared(self, limit: int, too_large: str) -> None:
+        """Raise ContentTooLarge, with the sentence named, when the body is too large by its own account."""
+        if self.declared is not None and self.declared > limit:
             self._is_too_large = True
             raise ContentTooLarge(too_large, limit=limit)
 
@@ -115,21 +127,23 @@ class RequestBody:
             if self.received > limit:
                 self._is_too_large = True
                 raise ContentTooLarge(too_large, limit=limit)
+            if self.declared is None and self.cover is not None:
+                await self.cover(self.received)
             yield chunk
 
     async def drain(self) -> None:
         """Read on and throw away, up to DRAIN_BYTES or for DRAIN_SECONDS, or until the service's own time is over."""
         if self._has_failed:
             return
-        if self._connection is not None:
-            self._connection.close_at_once()
+        if self.connection is not None:
+            self.connection.close_at_once()
         if self._waits_for_continue:
             return
         dropped = 0
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
-                if self._connection is not None and self._connection.is_receiving:
-                    await self._connection.discard(DRAIN_BYTES)
+                if self.connection is not None and self.connection.is_receiving:
+                    await self.connection.discard(DRAIN_BYTES)
                     return
                 while not self._is_complete and dropped < DRAIN_BYTES:
                     dropped += len(await self._next())
@@ -138,12 +152,12 @@ class RequestBody:
 
     @property
     def _has_failed(self) -> bool:
-        return self._connection is not None and self._connection.failure is not None
+        return self.connection is not None and self.connection.failure is not None
 
     async def _next(self) -> bytes:
-        message = await self._receive()
-        if self._connection is not None and self._connection.failure is not None:
-            raise self._connection.failure
+        message = await self.receive()
+        if self.connection is not None and self.connection.failure is not None:
+            raise self.connection.failure
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
         self._is_complete = not message.get("more_body", False)
@@ -188,16 +202,22 @@ async def refuse(send: Send, reply: Reply, body: RequestBody) -> None:
     """Send an answer to a request whose body, or the rest of it, is not wanted; close the connection if it is long.
 
     Some of the body is still read in between: a connection closed on a caller who is still sending is reset, and the
-    reset can overtake the answer.
+    reset can overtake the answer. A caller who is to come again soon keeps his connection.
     """
-    if not body.must_close:
+    if not body.must_close or (reply.status == SERVICE_UNAVAILABLE and body.can_be_skipped and not _closes(reply)):
+        if body.connection is not None and body.declared is not None:
+            body.connection.skip(body.declared)
         await send_reply(send, reply)
         return
-    closing = [] if (b"connection", b"close") in reply.headers else [(b"connection", b"close")]
+    closing = [] if _closes(reply) else [(b"connection", b"close")]
     await _send_start(send, reply, closing)
     await send({"type": "http.response.body", "body": b"".join(reply.pieces), "more_body": True})
     await body.drain()
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _closes(reply: Reply) -> bool:
+    return (b"connection", b"close") in reply.headers
 
 
 async def _send_start(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]]) -> None:

@@ -5,6 +5,7 @@ Another server, or the tests' in-process transport, has no such extension: then 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -26,6 +27,8 @@ class ParsingLender(Lender, Protocol):
     """The HTTP protocol, which has parsed the beginning of a body."""
 
     is_drained: bool
+    most_skipped_bytes: int
+    tasks: set[asyncio.Task[None]]
 
     @property
     def body_bytes(self) -> int:
@@ -76,6 +79,15 @@ class Connection:
     def close_at_once(self) -> None:
         """Let the connection close as soon as the answer is complete, whatever of the body is still to come."""
         self._protocol.is_drained = True
+
+    def skip(self, size: int) -> None:
+        """Let so much of the body be thrown away after the answer, so that the connection stays open."""
+        self._protocol.most_skipped_bytes = max(self._protocol.most_skipped_bytes, size)
+
+    @property
+    def has_company(self) -> bool:
+        """Whether other requests to this process are being worked on, or are about to be."""
+        return len(self._protocol.tasks) > 1
 
     async def receive_into(self, buffer: memoryview, body_bytes: int) -> None:
         """Fill `buffer` with the next bytes of a body of `body_bytes` in all.

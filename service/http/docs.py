@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from service import describe
 from service.errors import ERRORS, RequestError
 from service.http.auth import OPEN_PATHS
+from service.http.permits import LONGEST_TIMEOUT_MS, TIMEOUT_HEADER
 from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS, status_of, statuses_of
 from service.ops.spec import Operator
 from service.tensors import DTYPES, MAX_RANK
@@ -44,7 +45,12 @@ format of the request, and `;q=` says what is liked better).
 **To look at.** The [explorer](explore) shows a request as sliders, bars and arrows, and hands it over as a program.
 
 **Headers.** Every answer carries `X-Request-Id`: yours, if it has 1 to 64 of `A-Z a-z 0-9 . _ -`, otherwise a new one.
-Answers of operators carry `Server-Timing` with the milliseconds of `decode`, `queue`, `compute` and `encode`.
+Answers of operators carry `Server-Timing` with the milliseconds of `decode`, `queue`, `compute` and `encode`. A caller
+who waits no longer than so many milliseconds says so in `X-Request-Timeout-Ms`.
+
+**When there is too much to do**, a request waits at most for a moment and is then refused with 503: `overloaded` where
+the work ahead would take too long, `memory-budget` where other requests hold the memory it needs. `Retry-After` says in
+how many seconds to send it again; requests have no side effects. A caller who leaves stops the work on his request.
 """
 
 KEYS_DESCRIPTION = """
@@ -137,7 +143,14 @@ RETRY_STATUSES = {429, 503}
 
 EXAMPLE_REQUEST_ID = "8f14e45fceea167a"
 
-_SAMPLE_WORDS = {"limit": "8388608", "seconds": "1", "request_id": EXAMPLE_REQUEST_ID, "got": "2", "expected": "1"}
+_SAMPLE_WORDS = {
+    "limit": "8388608",
+    "seconds": "1",
+    "request_id": EXAMPLE_REQUEST_ID,
+    "got": "2",
+    "expected": "1",
+    "most": "1",
+}
 
 
 @cache
@@ -257,6 +270,14 @@ def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
                 "in": "header",
                 "description": "Echoed in the answer; made when absent or not of this form.",
                 "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+            },
+            {
+                "name": TIMEOUT_HEADER,
+                "in": "header",
+                "description": "Milliseconds after which the request is given up with 504; unless given, the "
+                "service's own limit (`deadline_seconds` of /v1/limits). A request that would wait longer than that "
+                "is refused at once.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
             },
         ],
         "requestBody": {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Draining, Internal, MalformedRequest, RequestError
+from service.errors import Internal, MalformedRequest, RequestError
 from service.http.body import RequestBody, refuse, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of, put_exchange, request_id_in
 from service.http.logs import log_request
@@ -114,7 +114,7 @@ class Envelope:
         except RequestError as error:
             return error
         if self._state.is_refusing and not path_of(scope).startswith(ALWAYS_ANSWERED):
-            return Draining("draining")
+            return self._state.refusal()
         return None
 
     async def _refuse(

@@ -274,7 +274,7 @@ class GuardedProtocol(TimedProtocol):
 
     def _throw_away_of_body(self, size: int) -> None:
         self._thrown_away += size
-        if self._thrown_away > DRAIN_BYTES:
+        if self._thrown_away > self.most_skipped_bytes:
             self._is_over = True
             self.close_now()
 

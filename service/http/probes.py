@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -29,6 +29,15 @@ class Limits(BaseModel):
         description="Largest JSON answer given, in bytes; reckoned before computing, 16 bytes a float32 (25 a float64)."
     )
     max_body_bytes: int = Field(description="Largest binary body accepted, in bytes.")
+    memory_budget_bytes: int = Field(
+        description="Memory that all requests together may hold, in bytes; a request that needs more is refused."
+    )
+    queue_seconds: float = Field(
+        description="Longest predicted wait for the engine, and for memory, before a request is refused with 503."
+    )
+    deadline_seconds: float = Field(
+        description="Time after which a request is given up, where X-Request-Timeout-Ms does not say so."
+    )
     max_rank: int = Field(description="Largest number of dimensions of a tensor.")
     max_json_depth: int = Field(description="Deepest nesting of JSON, the outer object counted.")
 
@@ -43,7 +52,7 @@ class Operators(BaseModel):
 class Health(BaseModel):
     """How the service is."""
 
-    status: str = Field(description="`ok`, or why not: `starting`, `failed` or `draining`.")
+    status: str = Field(description="`ok`, or why not: `starting`, `failed`, `draining` or `restarting`.")
 
 
 async def check_examples(operators: Mapping[str, Operator], engine: Engine) -> None:
@@ -55,13 +64,18 @@ async def check_examples(operators: Mapping[str, Operator], engine: Engine) -> N
             answer.release()
 
 
-def probe_router(operators: dict[str, Operator], engine: Engine, settings: Settings, state: State) -> APIRouter:
-    """Return the routes of the probes; `HEAD` works wherever `GET` does."""
+def probe_router(
+    operators: dict[str, Operator], note_state: Callable[[], None], settings: Settings, state: State
+) -> APIRouter:
+    """Return the routes of the probes; `HEAD` works wherever `GET` does. `note_state` brings gauges up to date."""
     router = APIRouter(tags=["About the service"])
     limits = Limits(
         max_json_bytes=settings.max_json_bytes,
         max_json_answer_bytes=settings.max_json_answer_bytes,
         max_body_bytes=settings.max_body_bytes,
+        memory_budget_bytes=settings.memory_budget,
+        queue_seconds=settings.queue_seconds,
+        deadline_seconds=settings.deadline_seconds,
         max_rank=MAX_RANK,
         max_json_depth=MAX_DEPTH,
     )
@@ -85,7 +99,7 @@ def probe_router(operators: dict[str, Operator], engine: Engine, settings: Setti
 
     async def get_metrics() -> Response:
         """Counters, histograms and gauges in the Prometheus text format; names start with `loss_`."""
-        engine.note_memory()
+        note_state()
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     router.add_api_route(

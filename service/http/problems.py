@@ -47,7 +47,11 @@ STATUS: dict[type[RequestError], int] = {
     errors.RateLimited: 429,
     errors.HeadersTooLarge: 431,
     errors.Internal: 500,
+    errors.Overloaded: 503,
+    errors.MemoryBudget: 503,
     errors.Draining: 503,
+    errors.EngineRestarting: 503,
+    errors.DeadlineExceeded: 504,
 }
 
 STATUS_OF_SENTENCE: dict[tuple[type[RequestError], str], int] = {(errors.MalformedRequest, "host"): 421}
@@ -57,6 +61,7 @@ EXTRA_HEADERS: dict[type[RequestError], list[tuple[bytes, bytes]]] = {
     errors.UnsupportedEncoding: [(b"accept-encoding", b"identity")],
     errors.Unauthorized: [(b"www-authenticate", b"Bearer")],
     errors.Draining: [(b"retry-after", b"1"), (b"connection", b"close")],
+    errors.EngineRestarting: [(b"connection", b"close")],
 }
 
 

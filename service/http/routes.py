@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ParamSpec, TypeVar, cast
 
 from starlette.exceptions import HTTPException
@@ -16,10 +17,11 @@ from service import metrics
 from service.engine.batch import Answer
 from service.engine.buffers import BufferPool
 from service.engine.scheduler import Engine
-from service.errors import ERRORS, ContentTooLarge, Draining, Internal, RequestError
+from service.errors import ERRORS, ContentTooLarge, Internal, RequestError
 from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
+from service.http.permits import SMALL_BODY_BYTES, Gate, Permit
 from service.http.problems import Reply, problem
 from service.http.receiver import ClientDisconnectedError
 from service.http.state import State
@@ -41,10 +43,17 @@ Of a binary body only the class indices are looked at.
 class OperatorEndpoint:
     """One operator, or its gradient, over HTTP: decode, bind, submit, encode."""
 
-    def __init__(self, operator: Operator, engine: Engine, settings: Settings, state: State, *, gradient: bool) -> None:
+    def __init__(
+        self, operator: Operator, engine: Engine, gate: Gate, settings: Settings, state: State, *, gradient: bool
+    ) -> None:
         self._operator = operator
         self._engine = engine
-        self._settings = settings
+        self._gate = gate
+        self._limits: dict[Format, tuple[int, str]] = {
+            "json": (settings.max_json_bytes, "json"),
+            "safetensors": (settings.max_body_bytes, "body"),
+        }
+        self._most_answer_bytes = settings.max_json_answer_bytes
         self._state = state
         self._gradient = gradient
         self._fields = fields_of(operator, gradient=gradient)
@@ -65,12 +74,16 @@ class OperatorEndpoint:
         except asyncio.CancelledError:
             if not self._state.is_draining or exchange.status:
                 raise
-            await self._refuse(Draining("draining"), send, body, exchange)
+            await self._refuse(self._state.refusal(), send, body, exchange)
         except ClientDisconnectedError:
             exchange.code = metrics.CLIENT_CLOSED
-        except Exception:
-            exchange.code = Internal.code
-            raise
+        except Exception as error:
+            answered = self._engine.answer_to(error)
+            if isinstance(answered, RequestError) and not exchange.status:
+                await self._refuse(answered, send, body, exchange)
+            else:
+                exchange.code = Internal.code
+                raise
         finally:
             metrics.IN_FLIGHT.dec()
             exchange.received = body.received
@@ -87,41 +100,86 @@ class OperatorEndpoint:
         """Answer a request; raises what it is refused with."""
         exchange.format = request_format(body.headers)
         wanted = answer_format(body.headers, exchange.format)
+        permit = self._gate.permit(body.headers, exchange.started, scope, body.receive)
         memory = Borrowed(self._engine.buffers)
         try:
-            with self._state.reading():
-                content = await self._read(body, exchange.format, memory)
-            timing, started = exchange.timing, time.perf_counter()
-            job = await _where_it_fits(
-                len(content) <= INLINE_BYTES[exchange.format], self._prepare, content, exchange.format, wanted
-            )
-            timing.decode = time.perf_counter() - started
+            content = await self._receive(body, exchange, permit, memory)
+            job = await self._bound(content, wanted, exchange, permit)
             size = largest_answer(job, wanted)
-            with metrics.reserved(len(content) + size):
-                memory.answer = await self._engine.submit(job)
-                exchange.rows = job.layout.rows
-                timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
-                started = time.perf_counter()
-                pieces = await _where_it_fits(size <= INLINE_BYTES[wanted], self._encode, job, memory.answer, wanted)
-                timing.encode = time.perf_counter() - started
-                reply = Reply(200, MEDIA_TYPES[wanted], pieces)
-                if wanted == "json":
-                    memory.give_back()
-                    await send_reply(send, reply, [timing.header()])
-                elif await send_borrowed(send, reply, [timing.header()], scope):
-                    del job, pieces, reply, content
-                    memory.give_back()
+            if not permit.may_compute(job, len(content), size, wanted):
+                await permit.wait_for()
+            if self._engine.is_tiny(job):
+                has_company = body.connection is not None and body.connection.has_company
+                compute = self._engine.compute_together(job) if has_company else None
+                memory.answer = self._engine.compute(job) if compute is None else await compute
+            else:
+                permit.enter((self._name, exchange.format), len(content))
+                memory.answer = await self._engine.submit(job, permit.ticket)
+            timing, started = exchange.timing, time.perf_counter()
+            permit.deadline.check_at(started)
+            exchange.rows = job.layout.rows
+            timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
+            pieces = await self._where_it_fits(
+                permit, size <= INLINE_BYTES[wanted], self._encode, job, memory.answer, wanted
+            )
+            timing.encode = time.perf_counter() - started
+            permit.note_done()
+            reply = Reply(200, MEDIA_TYPES[wanted], pieces)
+            if wanted == "json":
+                memory.give_back()
+                await send_reply(send, reply, [timing.header()])
+            elif await send_borrowed(send, reply, [timing.header()], scope):
+                del job, pieces, reply, content
+                memory.give_back()
         except RequestError:
-            # The engine is done with it. Not so when the task is cancelled: a worker may still write to the memory.
             memory.give_back()
             raise
+        except asyncio.CancelledError:
+            if not exchange.status:
+                memory.give_back()  # nothing of it has been sent, and no worker touches it any longer
+            permit.check_left()
+            raise
+        finally:
+            permit.close()
+
+    async def _receive(
+        self, body: RequestBody, exchange: Exchange, permit: Permit, memory: Borrowed
+    ) -> bytes | memoryview:
+        """Read the body, once there is memory for it."""
+        body.check_declared(*self._limits[exchange.format])
+        if not permit.may_read(body.declared, exchange.format):
+            await permit.wait_for()
+        if body.declared is None:
+            body.cover = permit.cover if exchange.format == "safetensors" else permit.cover_twice
+        with self._state.reading():
+            return await self._read(body, exchange.format, memory)
+
+    async def _bound(
+        self,
+        content: bytes | memoryview,
+        wanted: Format,
+        exchange: Exchange,
+        permit: Permit,
+    ) -> Job:
+        """Decode and bind: a large body in a worker, once it has a place among the work and memory for it."""
+        started = time.perf_counter()
+        permit.deadline.check_at(started)
+        is_small = len(content) <= INLINE_BYTES[exchange.format]
+        if not is_small:
+            permit.enter((self._name, exchange.format), len(content))
+        if exchange.format == "json" and len(content) > SMALL_BODY_BYTES:
+            size = await self._where_it_fits(permit, is_small, json_codec.decoding_bytes, cast(bytes, content))
+            if not permit.may_decode(size):
+                await permit.wait_for()
+        job = await self._where_it_fits(permit, is_small, self._prepare, content, exchange.format, wanted)
+        exchange.timing.decode = time.perf_counter() - started
+        return job
 
     async def _read(self, body: RequestBody, request: Format, memory: Borrowed) -> bytes | memoryview:
         if request == "json":
-            return await body.read(self._settings.max_json_bytes, "json")
+            return await body.read(*self._limits["json"])
         return await body.read_into_buffer(
-            self._settings.max_body_bytes,
-            "body",
+            *self._limits["safetensors"],
             memory.take,
             safetensors_codec.PREFIX_BYTES,
             safetensors_codec.padding_before,
@@ -134,10 +192,18 @@ class OperatorEndpoint:
         else:
             message = safetensors_codec.decode(cast(memoryview, content), self._fields)
         job = bind(self._operator, message, gradient=self._gradient)
-        limit = self._settings.max_json_answer_bytes
+        limit = self._most_answer_bytes
         if wanted == "json" and (size := largest_answer(job, wanted)) > limit:
             raise ContentTooLarge("answer", limit=limit, got=size)
         return job
+
+    async def _where_it_fits(
+        self, permit: Permit, is_small: bool, function: Callable[P, T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """Call a function: for something small on the event loop, else in a worker, in the request's turn."""
+        if is_small:
+            return function(*arguments, **options)
+        return await self._engine.call(partial(function, *arguments, **options), permit.ticket)
 
     @staticmethod
     def _encode(job: Job, answer: Answer, wanted: Format) -> list[bytes | memoryview]:
@@ -176,20 +242,13 @@ def largest_answer(job: Job, wanted: Format) -> int:
     return safetensors_codec.answer_bytes(outputs)
 
 
-async def _where_it_fits(is_small: bool, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Call a function: for something small on the event loop, else in a thread."""
-    if is_small:
-        return function(*arguments, **options)
-    return await asyncio.to_thread(function, *arguments, **options)
-
-
 def operator_endpoints(
-    operators: dict[str, Operator], engine: Engine, settings: Settings, state: State
+    operators: dict[str, Operator], engine: Engine, gate: Gate, settings: Settings, state: State
 ) -> dict[str, OperatorEndpoint]:
     """Return two endpoints for every operator, by path."""
     return {
         f"/v1/{operator.name}" + ("/gradient" if gradient else ""): OperatorEndpoint(
-            operator, engine, settings, state, gradient=gradient
+            operator, engine, gate, settings, state, gradient=gradient
         )
         for operator in operators.values()
         for gradient in (False, True)

@@ -6,10 +6,13 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from multiprocessing import parent_process
 from types import FrameType
 from typing import Any, cast
 
@@ -37,6 +40,16 @@ NEW_CONNECTION_SECONDS = 0.2
 QUIET_SECONDS = 0.002
 """How long nobody must have connected before the listening socket is closed."""
 
+START_SECONDS = 30
+"""How long the supervisor waits for a worker that does not answer, before it replaces it: on a busy machine importing
+torch alone may take many seconds, during which a new worker is silent."""
+
+RESTART_SECONDS = 1.0
+"""Longest time for answering what is in flight once the device is lost."""
+
+EXIT_DEVICE_LOST = 70
+"""Exit status of a process whose device is lost (EX_SOFTWARE of sysexits.h): its supervisor starts another."""
+
 LAST_WORD_SECONDS = 0.5
 """Part of the drain time left for telling those whose time is over."""
 
@@ -60,6 +73,7 @@ class Config(uvicorn.Config):
             proxy_headers=False,
             server_header=False,
             access_log=False,
+            timeout_worker_healthcheck=START_SECONDS,
             log_config=configuration(choose_format(settings.log_format), settings.log_level),
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
@@ -97,8 +111,22 @@ class Server(uvicorn.Server):
             self._lingers = False
         self.should_exit = True
 
+    async def on_tick(self, counter: int) -> bool:
+        """Stop, too, when the device is lost."""
+        return await super().on_tick(counter) or self._state.is_restarting
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop; raises SystemExit when the device was lost."""
+        super().run(sockets)
+        if self.started and self._state.is_restarting:
+            sys.exit(EXIT_DEVICE_LOST)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, then stop."""
+        """Drain, then stop; at once, when the device is lost."""
+        if self._state.is_restarting:
+            self.config.timeout_graceful_shutdown = cast(int, RESTART_SECONDS)
+            await super().shutdown(sockets)
+            return
         total = self._settings.drain_seconds
         accepting = total * ACCEPTING_PART if self._lingers else 0.0
         self._state.begin_draining()
@@ -159,6 +187,18 @@ class WorkerProcess(multiprocess.Process):
         if self._server is None:
             self._server = Server(cast(Config, self.config))
         return self._server
+
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve, and stop in order should the supervisor be killed: nobody would replace or end this process then."""
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().target(sockets)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Supervisor(multiprocess.Multiprocess):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from service import metrics
+from service.errors import Draining, EngineRestarting, RequestError
 
 
 @dataclass(slots=True)
@@ -19,9 +20,11 @@ class State:
     *refusing* (new requests get 503), and the end of bodies that are still arriving (their requests get 503).
     """
 
-    readiness: Literal["starting", "ok", "failed", "draining"] = "starting"
+    readiness: Literal["starting", "ok", "failed", "draining", "restarting"] = "starting"
     is_draining: bool = False
     is_refusing: bool = False
+    is_restarting: bool = False
+    """Whether the device is lost, so that the process is to end and another to be started."""
     in_flight: int = 0
     """Requests to operators being worked on."""
     handled_bytes: int = 0
@@ -31,12 +34,22 @@ class State:
     def begin_draining(self) -> None:
         """Turn readiness off; from now on answers close their connection."""
         self.is_draining = True
-        self.readiness = "draining"
+        if not self.is_restarting:
+            self.readiness = "draining"
         metrics.DRAINING.set(1)
+
+    def begin_restarting(self) -> None:
+        """Turn readiness off and refuse requests, because nothing can be computed any more."""
+        self.is_restarting = self.is_draining = self.is_refusing = True
+        self.readiness = "restarting"
 
     def begin_refusing(self) -> None:
         """Refuse requests that arrive from now on."""
         self.is_refusing = True
+
+    def refusal(self) -> RequestError:
+        """Return what a request is told that comes, or is cut off, while the service stops."""
+        return EngineRestarting("restarting", seconds=1) if self.is_restarting else Draining("draining")
 
     def cut_unfinished_bodies(self) -> None:
         """Stop waiting for bodies that are still arriving."""

@@ -16,7 +16,7 @@ from service.errors import RequestError, RequestTimeout
 from service.http.connection import Connection
 from service.http.exchange import Exchange, request_id_in
 from service.http.flow import GuardedFlow, LastingTransport
-from service.http.limits import DRAIN_SECONDS, Limits, Pace
+from service.http.limits import DRAIN_BYTES, DRAIN_SECONDS, Limits, Pace
 from service.http.logs import log_request
 from service.http.problems import problem
 from service.http.receiver import BodyReceiver, ClientDisconnectedError
@@ -40,6 +40,8 @@ class TimedProtocol(HttpToolsProtocol):
     _body_bytes = 0
     """Bytes of the current request's body that went through the parser."""
     _thrown_away = 0
+    most_skipped_bytes = DRAIN_BYTES
+    """How much of a body is thrown away after its answer, before the connection is closed on it."""
     _answered: Connection | None = None
     """The request being answered: with pipelining it is not always the one read last."""
     _answers = 0

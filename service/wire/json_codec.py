@@ -42,13 +42,26 @@ from service.tensors import (
     dtype_of,
     tensor_from_bytes,
 )
-from service.wire.json_structure import WHITESPACE, Structure, array_shape, repeated_name, scan
+from service.wire.json_structure import WHITESPACE, Structure, array_shape, repeated_name, scan, structural_count
 from service.wire.json_values import kind_of, option, plain_value, unknown_dtype
 
 MEDIA_TYPE = "application/json"
 
 _members = msgspec.json.Decoder(dict[str, Raw])
 _text = msgspec.json.Decoder(str)
+
+
+DECODING_BYTES_PER_BYTE = 4
+DECODING_BYTES_PER_MARK = 56
+"""What decoding holds at its peak for a byte of the body, and for each comma, opening bracket and quote in it."""
+
+MOST_DECODING_BYTES_PER_BYTE = 32
+"""The same for a byte of the worst body there is, so that short ones need no counting."""
+
+
+def decoding_bytes(body: bytes) -> int:
+    """Return how much memory decoding a body takes at most, the body included."""
+    return DECODING_BYTES_PER_BYTE * len(body) + DECODING_BYTES_PER_MARK * structural_count(body)
 
 
 def decode(body: bytes, fields: Fields) -> Message:

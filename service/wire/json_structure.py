@@ -174,3 +174,8 @@ def _ragged(structure: Structure, text: bytes, name: str, level: int) -> RaggedA
         expected=int(lengths[0]),
         got=int(lengths[first]),
     )
+
+
+def structural_count(text: bytes) -> int:
+    """Return how many commas, opening brackets and quotes a text has: at least as many as it has numbers, less one."""
+    return len(text) - len(text.translate(None, b',["'))

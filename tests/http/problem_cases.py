@@ -1064,6 +1064,20 @@ CASES = [
         headers={"Content-Type": "application/json", "Accept": "application/json"},
         settings={"max_json_answer_bytes": 1024},
     ),
+    Case(
+        errors.ContentTooLarge,
+        "memory",
+        "The request needs 20131072 bytes of memory, but all requests together may hold 16777216.",
+        body=b" " * 20_000_000,
+        headers=SAFETENSORS,
+        settings={"memory_budget": 1 << 24},
+    ),
+    Case(
+        errors.InvalidOption,
+        "value",
+        "'X-Request-Timeout-Ms' must be a whole number of milliseconds from 1 to 86400000, but is '1.5'.",
+        headers={"Content-Type": "application/json", "X-Request-Timeout-Ms": "1.5"},
+    ),
     # what HTTP says around the body
     Case(
         errors.UnsupportedMediaType,

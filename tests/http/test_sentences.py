@@ -40,9 +40,15 @@ OTHERWISE_PROVOKED = {
     ("unauthorized", "form"),
     ("unauthorized", "unknown"),
     ("rate-limited", "rate"),
+    ("overloaded", "queue"),
+    ("overloaded", "deadline"),
+    ("memory-budget", "full"),
+    ("memory-budget", "engine"),
+    ("engine-restarting", "restarting"),
+    ("deadline-exceeded", "late"),
 }
 """Sentences that no request alone provokes; tests of their own do: here, in test_hosts.py, test_auth.py,
-test_raw_requests.py and test_slow_callers.py."""
+test_raw_requests.py, test_slow_callers.py, test_overload.py and test_engine_faults.py."""
 
 
 def _requests() -> Iterator[Any]:
