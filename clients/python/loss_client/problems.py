@@ -308,6 +308,53 @@ class DrainingError(UnavailableError):
     STATUS: ClassVar[int] = 503
 
 
+class OverloadedError(UnavailableError):
+    """There is more work than the service can do in time.
+
+    Send it again after the seconds of Retry-After; requests have no side effects. A request that may wait longer says
+    so in X-Request-Timeout-Ms, but none is admitted behind more work than LOSS_QUEUE_SECONDS allows.
+    """
+
+    CODE: ClassVar[str] = "overloaded"
+    TITLE: ClassVar[str] = "There is more work than the service can do in time"
+    STATUS: ClassVar[int] = 503
+
+
+class MemoryBudgetError(UnavailableError):
+    """There is no memory for the request at the moment.
+
+    Send it again after the seconds of Retry-After; requests have no side effects. Smaller batches find room sooner; GET
+    /v1/limits tells how much all requests together may hold.
+    """
+
+    CODE: ClassVar[str] = "memory-budget"
+    TITLE: ClassVar[str] = "There is no memory for the request at the moment"
+    STATUS: ClassVar[int] = 503
+
+
+class EngineRestartingError(UnavailableError):
+    """The engine has failed and is started anew.
+
+    Send it again on a new connection after the seconds of Retry-After; requests have no side effects.
+    """
+
+    CODE: ClassVar[str] = "engine-restarting"
+    TITLE: ClassVar[str] = "The engine has failed and is started anew"
+    STATUS: ClassVar[int] = 503
+
+
+class DeadlineExceededError(ServiceFaultError, TimeoutError):
+    """The request was not answered within its deadline.
+
+    Give it more time with the header X-Request-Timeout-Ms, in milliseconds from 1, or cut the batch. Without the header
+    the deadline is that of LOSS_DEADLINE_SECONDS.
+    """
+
+    CODE: ClassVar[str] = "deadline-exceeded"
+    TITLE: ClassVar[str] = "The request was not answered within its deadline"
+    STATUS: ClassVar[int] = 504
+
+
 class InternalError(ServiceFaultError):
     """The service has a bug.
 
@@ -348,6 +395,10 @@ PROBLEMS: dict[str, type[ServiceError]] = {
         UnauthorizedError,
         RateLimitedError,
         DrainingError,
+        OverloadedError,
+        MemoryBudgetError,
+        EngineRestartingError,
+        DeadlineExceededError,
         InternalError,
     )
 }
