@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from service.engine.buffers import SMALLEST_POOLED_BYTES, BufferPool
+from service.engine.device import lane
 from service.errors import NonFinite, element_pointer
 from service.ops import reduction, rowmath
 from service.ops.bind import Job
@@ -29,8 +30,9 @@ UNCUT_ELEMENTS = 1 << 20
 BLOCK_BYTES = 1 << 21
 """Bytes of logits in a block: small enough for the caches, and large enough that the calls are few."""
 
-CUDA_BLOCK_BYTES = 1 << 26
-"""The same on a GPU, where a block must be large enough to fill the device."""
+CUDA_BLOCK_BYTES = 1 << 24
+"""The same on a GPU: large enough to fill the device, and small enough that a large job has several, so that one is
+uploaded and another comes back while a third is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +231,15 @@ class Execution:
     @torch.inference_mode()
     def drain(self) -> None:
         """Compute blocks until none is left."""
-        while (position := next(self._next_block)) < len(self.blocks):
-            self._compute(self.blocks[position])
+        with lane(self._device):
+            while (position := next(self._next_block)) < len(self.blocks):
+                self._compute(self.blocks[position])
 
     @torch.inference_mode()
     def step(self) -> None:
         """Compute one block more; to be called once for each."""
-        self._compute(self.blocks[next(self._next_block)])
+        with lane(self._device):
+            self._compute(self.blocks[next(self._next_block)])
 
     def _compute(self, block: Block) -> None:
         job, operator = self.job, self.job.operator
@@ -258,7 +262,8 @@ class Execution:
         """Return the block of a tensor as contiguous [rows, classes] in the type of the computation, or [rows]."""
         if self._is_flat:
             part = values if len(self.blocks) == 1 else values[block.outer]
-            return part.to(self._device, self._dtype) if part.ndim == 2 else part.to(self._device)
+            dtype = self._dtype if part.ndim == 2 else part.dtype
+            return part.to(self._device, dtype, non_blocking=True)
         if values.ndim == 2:
             return values[block.outer, block.inner].reshape(-1).to(self._device)
         part = values[block.outer, :, block.inner].to(self._device, self._dtype)
@@ -286,7 +291,7 @@ class Execution:
             destination = result[block.outer, :, block.inner].transpose(1, 2)
         else:
             destination = result[block.outer, block.inner]
-        destination.copy_(values.view(destination.shape))
+        destination.copy_(values.view(destination.shape), non_blocking=True)
 
     def _note_nan(self, block: Block, out: dict[str, Tensor]) -> None:
         """Remember the first row of each result that holds a NaN."""

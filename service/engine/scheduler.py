@@ -57,7 +57,7 @@ class Engine:
         queue_seconds: float = float("inf"),
     ) -> None:
         self.device = device
-        self.buffers = BufferPool(most_kept_bytes)
+        self.buffers = BufferPool(most_kept_bytes, pinned=device.type == "cuda")
         self.queue = StepQueue()
         self.backlog = Backlog(threads, queue_seconds)
         self.on_failure: Callable[[], object] = lambda: None

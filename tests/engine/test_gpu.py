@@ -86,6 +86,17 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(variant: str, dtype: torch.d
 
 
 @every_variant
+def test_a_row_has_the_same_bits_wherever_it_begins_in_memory(variant: str, gpu: Engine) -> None:
+    fields = batch_of(variant, 9, 50_257)  # odd: every row begins at another offset from what vectors are aligned to
+    together = ask(operator_of(variant), gradient=True, engine=gpu, **fields)
+
+    for row in range(9):
+        alone = ask(operator_of(variant), gradient=True, engine=gpu, **chosen(fields, slice(row, row + 1)))
+        for name, tensor in alone.items():
+            assert same_bits(tensor, together[name][row : row + 1]), (name, row)
+
+
+@every_variant
 def test_permuting_rows_changes_no_bit(variant: str, gpu: Engine) -> None:
     for classes in (5, 1001):
         fields = batch_of(variant, 67, classes)
