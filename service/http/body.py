@@ -228,9 +228,15 @@ async def _send_start(send: Send, reply: Reply, headers: Iterable[tuple[bytes, b
 
 def _slices(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """Join small pieces and cut large ones."""
-    if sum(map(len, pieces)) <= KEPT_BYTES:
-        yield b"".join(pieces)
-        return
+    small: list[bytes | memoryview] = []
     for piece in pieces:
+        if len(piece) + sum(map(len, small)) <= KEPT_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            yield b"".join(small)
+            small = []
         for start in range(0, len(piece), SLICE_BYTES):
             yield piece[start : start + SLICE_BYTES]
+    if small:
+        yield b"".join(small)
