@@ -17,7 +17,7 @@ import torch
 
 from service.engine import faults
 from service.engine.admission import Ticket
-from service.engine.batch import Answer, Execution
+from service.engine.batch import Answer, Block, Execution
 from service.engine.buffers import BufferPool
 from service.engine.queue import StepQueue, Steps
 from service.engine.stack import MOST_ELEMENTS, MOST_ROWS, Stack
@@ -79,6 +79,10 @@ class Launch:
         self._place.queue.put(self._steps)
 
     def give_up(self, _: Member) -> None:
+        """Stop at the next block."""
+        self.stop()
+
+    def stop(self) -> None:
         """Stop at the next block."""
         self._stop(GivenUpError())
 
@@ -167,6 +171,48 @@ class Launch:
             Launch(self._place, self._member, is_second=True).start()
             return
         self._member.ended.set_exception(faults.as_answer(error))
+
+
+class ArrivingLaunch(Launch):
+    """A launch whose rows still arrive: a block is offered to the workers once all of its rows are there.
+
+    Whoever receives them says so with `note_arrived`, and in the end calls `complete` or `abandon`, once.
+    """
+
+    def __init__(self, place: Workplace, member: Member) -> None:
+        """Prepare the computation; nothing of the rows themselves is looked at."""
+        super().__init__(place, member)
+        self._steps = Steps(self._step, 0, member.ticket.due)
+        self._offered = 0
+        self._started = time.perf_counter()
+        self._blocks = self._prepared_blocks()
+
+    def _prepared_blocks(self) -> tuple[Block, ...]:
+        self._check()
+        self._execution = self._prepared()
+        return self._execution.blocks
+
+    def note_arrived(self, rows: int) -> None:
+        """Take note that the first `rows` rows are there."""
+        with self._lock:
+            before = self._offered
+            while self._offered < len(self._blocks) and self._blocks[self._offered].outer.stop <= rows:
+                self._offered += 1
+            if self._failure is None and self._offered > before:
+                self._outstanding += self._offered - before
+                self._place.queue.extend(self._steps, self._offered - before)
+
+    def complete(self) -> Future[Answer]:
+        """Take note that all rows are there; return what the launch comes to."""
+        self.note_arrived(self._member.job.layout.outer)
+        self._step_ended(time.perf_counter())
+        return self._member.ended
+
+    def abandon(self) -> Future[Answer]:
+        """Stop at the next block, with rows missing; the future is done once no worker touches the job's memory."""
+        self._stop(GivenUpError())
+        self._step_ended(time.perf_counter())
+        return self._member.ended
 
 
 class StackedLaunch:

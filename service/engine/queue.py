@@ -54,6 +54,16 @@ class StepQueue:
             heapq.heappush(self._heap, steps)
             self._changed.notify(steps.left)
 
+    def extend(self, steps: Steps, count: int) -> None:
+        """Offer more steps of a piece of work; raises RuntimeError when the queue is closed."""
+        with self._changed:
+            if steps.left:
+                steps.left += count
+                self._changed.notify(count)
+                return
+            steps.left = count
+        self.put(steps)
+
     def take(self) -> Callable[[], None] | None:
         """Wait for a step and return it; None once the queue is closed and empty."""
         with self._changed:

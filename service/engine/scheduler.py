@@ -14,10 +14,10 @@ import torch
 
 from service import metrics
 from service.engine import batch, faults
-from service.engine.admission import Backlog, Ticket
+from service.engine.admission import Backlog, Deadline, Ticket
 from service.engine.batch import Answer, Execution
 from service.engine.buffers import BufferPool, trim
-from service.engine.launch import GivenUpError, Launch, Member, StackedLaunch
+from service.engine.launch import ArrivingLaunch, GivenUpError, Launch, Member, StackedLaunch
 from service.engine.queue import StepQueue, Steps, due
 from service.engine.stack import MOST_ELEMENTS, Stack, stack_key
 from service.errors import RequestError
@@ -101,6 +101,33 @@ class Engine:
         member = Member(job, ticket or self._ticket_for(job.first.numel() * job.first.dtype.itemsize))
         launch = self._launch(member)
         return await _outcome(member.ended, lambda: launch.give_up(member), Answer.release)
+
+    def begin(self, job: Job, deadline: Deadline) -> ArrivingLaunch | None:
+        """Start on a job whose rows still arrive; None when others wait for the workers, or it is but one block.
+
+        End it with `finish` or `drop`. The classes must lie last. Raises what `submit` does.
+        """
+        if len(self.backlog) or job.layout.rows * job.layout.classes < batch.UNCUT_ELEMENTS:
+            return None
+        ticket = self._ticket_for(job.first.numel() * job.first.dtype.itemsize)
+        ticket.deadline = deadline
+        self.start_workers()
+        return ArrivingLaunch(self, Member(job, ticket))
+
+    @staticmethod
+    async def finish(launch: ArrivingLaunch) -> Answer:
+        """Return the answer of a job whose rows have all arrived; cancelled, it stops at the next block."""
+        return await _outcome(launch.complete(), launch.stop, Answer.release)
+
+    @staticmethod
+    async def drop(launch: ArrivingLaunch) -> None:
+        """Stop a job whose rows do not all arrive, and wait until no worker touches its memory any longer."""
+        ended = asyncio.wrap_future(launch.abandon())
+        while not ended.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([ended])
+        if ended.exception() is None:
+            ended.result().release()
 
     async def compute_together(self, job: Job) -> Answer:
         """Compute a tiny job in one launch with those submitted in the same turn of the event loop."""

@@ -92,6 +92,21 @@ def padding_before(prefix: bytes | memoryview, body_bytes: int) -> int:
     return -(PREFIX_BYTES + header_bytes(prefix, body_bytes)) % ALIGNMENT_BYTES
 
 
+def last_tensor(fields: Fields, body: memoryview, there: int) -> int | None:
+    """Return where the data of the last tensor of a body begins; None while its first `there` bytes do not tell.
+
+    Raises what `decode` does.
+    """
+    if there < PREFIX_BYTES:
+        return None
+    size = header_bytes(body, len(body))
+    if there < (data := PREFIX_BYTES + size):
+        return None
+    read = _read_short if size <= SHORT_HEADER_BYTES else _read
+    entries, _ = read(bytes(body[PREFIX_BYTES:data]), fields, len(body) - data)
+    return data + max((entry.begin for entry in entries if entry.end > entry.begin), default=0)
+
+
 def decode(body: memoryview, fields: Fields) -> Message:
     """Read a request from writable memory; the tensors are views of it, but for those that lie askew.
 
