@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class DType:
     """Name in JSON, as torch and NumPy spell it."""
     safetensors: str
     """Name in safetensors headers."""
+    open_inference: str
+    """Name in the Open Inference Protocol."""
     kind: Kind
     torch: torch.dtype
     numpy: np.dtype[np.generic]
@@ -46,12 +48,18 @@ class DType:
 
 
 def _dtype(name: str, kind: Kind, numpy: str | None = None) -> DType:
-    return DType(name, _safetensors_name(name), kind, getattr(torch, name), np.dtype(numpy or name).newbyteorder("<"))
+    bytes_as = np.dtype(numpy or name).newbyteorder("<")
+    return DType(name, _safetensors_name(name), _open_inference_name(name), kind, getattr(torch, name), bytes_as)
 
 
 def _safetensors_name(name: str) -> str:
     """Return `F32` for float32, `U8` for uint8, `BF16` for bfloat16."""
     return name.replace("bfloat", "BF").replace("float", "F").replace("uint", "U").replace("int", "I")
+
+
+def _open_inference_name(name: str) -> str:
+    """Return `FP32` for float32, `UINT8` for uint8, `BF16` for bfloat16."""
+    return name.replace("bfloat", "BF").replace("float", "FP").upper()
 
 
 DTYPES: dict[str, DType] = {
@@ -91,6 +99,18 @@ def tensor_from_bytes(data: bytearray | memoryview, dtype: DType, shape: tuple[i
     return torch.frombuffer(data, dtype=dtype.torch).reshape(shape)
 
 
+def tensor_in(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> Tensor:
+    """View a part of a body as a tensor; one that lies askew for its type is copied, alone."""
+    if len(data) and torch.frombuffer(data, dtype=torch.uint8).data_ptr() % dtype.item_size:
+        data = memoryview(bytearray(data))
+    return tensor_from_bytes(data, dtype, shape)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """View the memory of a contiguous CPU tensor."""
+    return memoryview(cast(Any, array_of(tensor).reshape(-1))).cast("B")
+
+
 def array_of(tensor: Tensor) -> NDArray[Any]:
     """View the bytes of a contiguous CPU tensor as a little-endian NumPy array of the table's type."""
     if tensor.dtype == torch.bfloat16:
@@ -125,7 +145,7 @@ class WireTensor:
     @property
     def type_name(self) -> str:
         """The element type in words, for a sentence."""
-        if self.is_literal:
+        if self.is_literal or self.beyond_int64 is not None:
             return "integers" if self.kind == "integer" else "decimal numbers"
         return dtype_of(self.values).name
 

@@ -31,8 +31,6 @@ from service.errors import (
 )
 from service.tensors import (
     DTYPES,
-    MAX_ELEMENTS,
-    MAX_RANK,
     NON_FINITE,
     DType,
     Fields,
@@ -43,7 +41,7 @@ from service.tensors import (
     tensor_from_bytes,
 )
 from service.wire.json_structure import WHITESPACE, Structure, array_shape, repeated_name, scan, structural_count
-from service.wire.json_values import kind_of, option, plain_value, unknown_dtype
+from service.wire.json_values import kind_of, option, plain_value, shape_of, unknown_dtype
 
 MEDIA_TYPE = "application/json"
 
@@ -253,12 +251,7 @@ def _compact_dtype(name: str, raw: memoryview) -> DType:
 
 
 def _compact_shape(name: str, raw: memoryview) -> tuple[int, ...]:
-    shape = option(f"{name}/shape", raw)
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name, expected=MAX_RANK)
-    if math.prod(filter(None, shape)) > MAX_ELEMENTS:  # sizes beside a 0 count too: torch multiplies them all
-        raise MalformedTensor("elements", pointer=f"/{name}/shape", name=name, limit=MAX_ELEMENTS)
-    return tuple(shape)
+    return shape_of(name, option(f"{name}/shape", raw))
 
 
 def _compact_bytes(name: str, raw: memoryview) -> bytearray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import msgspec
 
-from service.errors import MalformedJson, MalformedTensor, TooDeep, clip
-from service.tensors import LongText
+from service.errors import MalformedJson, MalformedTensor, ShapeMismatch, TooDeep, clip
+from service.tensors import MAX_ELEMENTS, MAX_RANK, LongText
 from service.wire.json_structure import MAX_DEPTH, scan
 
 LONGEST_OPTION_BYTES = 4096
@@ -48,6 +50,22 @@ def is_json(text: bytes) -> bool:
     except (msgspec.DecodeError, ValueError):
         return False
     return True
+
+
+def are_sizes(value: object) -> TypeGuard[list[int]]:
+    """Return whether a value is a list of integers from 0."""
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def shape_of(name: str, value: object) -> tuple[int, ...]:
+    """Return the shape that a tensor's description gives; raises MalformedTensor and ShapeMismatch."""
+    if not are_sizes(value):
+        raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name, expected=MAX_RANK)
+    if len(value) > MAX_RANK:
+        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(value), expected=MAX_RANK)
+    if math.prod(filter(None, value)) > MAX_ELEMENTS:  # sizes beside a 0 count too: torch multiplies them all
+        raise MalformedTensor("elements", pointer=f"/{name}/shape", name=name, limit=MAX_ELEMENTS)
+    return tuple(value)
 
 
 def unknown_dtype(name: str, raw: bytes | memoryview, known: Iterable[str]) -> MalformedTensor:

@@ -12,24 +12,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
-from service.errors import DuplicateField, MalformedTensor, ShapeMismatch, counted
+from service.errors import DuplicateField, MalformedTensor, counted
 from service.tensors import (
     DTYPES,
-    MAX_ELEMENTS,
     MAX_RANK,
     DType,
     Fields,
     Message,
     WireTensor,
-    array_of,
+    bytes_of,
     dtype_of,
-    tensor_from_bytes,
+    tensor_in,
 )
 from service.wire import json_values
 from service.wire.json_structure import Structure, repeated_name, scan
@@ -119,7 +118,7 @@ def decode(body: memoryview, fields: Fields) -> Message:
     entries, options = read(header, fields, len(data))
     message = Message(options=dict(options), owns_memory=True)
     for entry in entries:
-        message.tensors[entry.name] = WireTensor(_view(data[entry.begin : entry.end], entry))
+        message.tensors[entry.name] = WireTensor(tensor_in(data[entry.begin : entry.end], entry.dtype, entry.shape))
     return message
 
 
@@ -196,13 +195,8 @@ def _entry(name: str, parts: dict[str, Any]) -> _Entry:
     dtype, shape, offsets = parts["dtype"], parts["shape"], parts["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _TYPES:
         raise json_values.unknown_dtype(name, msgspec.json.encode(dtype), _TYPES)
-    if not _are_sizes(shape):
-        raise MalformedTensor("shape", pointer=f"/{name}/shape", name=name, expected=MAX_RANK)
-    if len(shape) > MAX_RANK:
-        raise ShapeMismatch("rank", pointer="/" + name, name=name, got=len(shape), expected=MAX_RANK)
-    if math.prod(filter(None, shape)) > MAX_ELEMENTS:
-        raise MalformedTensor("elements", pointer=f"/{name}/shape", name=name, limit=MAX_ELEMENTS)
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    shape = json_values.shape_of(name, shape)
+    if not json_values.are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise MalformedTensor("offsets", pointer=f"/{name}/data_offsets", name=name)
     needed = math.prod(shape) * _TYPES[dtype].item_size
     if offsets[1] - offsets[0] != needed:
@@ -210,11 +204,7 @@ def _entry(name: str, parts: dict[str, Any]) -> _Entry:
         raise MalformedTensor(
             "span", pointer=f"/{name}/data_offsets", name=name, needed=counted(needed, "byte"), got=got
         )
-    return _Entry(name, _TYPES[dtype], tuple(shape), offsets[0], offsets[1])
-
-
-def _are_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+    return _Entry(name, _TYPES[dtype], shape, offsets[0], offsets[1])
 
 
 def _check_places(entries: list[_Entry], data_bytes: int) -> None:
@@ -227,16 +217,6 @@ def _check_places(entries: list[_Entry], data_bytes: int) -> None:
         end = entry.end
     if end != data_bytes:
         raise MalformedTensor("data", expected=counted(end, "byte"), got=counted(data_bytes, "byte"))
-
-
-def _view(data: memoryview, entry: _Entry) -> Tensor:
-    if len(data) and _address(data) % entry.dtype.item_size:
-        data = memoryview(bytearray(data))
-    return tensor_from_bytes(data, entry.dtype, entry.shape)
-
-
-def _address(data: memoryview) -> int:
-    return torch.frombuffer(data, dtype=torch.uint8).data_ptr()
 
 
 def _option(name: str, text: str) -> object:
@@ -262,7 +242,7 @@ def encode(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
             "data_offsets": [begin, end],
         }
         if end > begin:
-            pieces.append(memoryview(cast(Any, array_of(tensor).reshape(-1))).cast("B"))
+            pieces.append(bytes_of(tensor))
     text = msgspec.json.encode(header)
     text += b" " * (-(PREFIX_BYTES + len(text)) % ALIGNMENT_BYTES)
     return [len(text).to_bytes(PREFIX_BYTES, "little") + text, *pieces]
