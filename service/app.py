@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -19,15 +20,18 @@ from service.http.docs import install_openapi
 from service.http.envelope import Envelope
 from service.http.explore import explorer_routes
 from service.http.hosts import Hosts
+from service.http.infer import infer_endpoints
+from service.http.oip_routes import OpenInference
 from service.http.pages import page_routes
 from service.http.permits import Gate
 from service.http.probes import check_examples, probe_router
 from service.http.problems import check_path, install_handlers
-from service.http.routes import OperatorRoute, operator_endpoints
+from service.http.routes import Endpoint, OperatorRoute, operator_endpoints
 from service.http.state import State
 from service.ops import OPERATORS
 from service.ops.spec import Operator
 from service.settings import Settings
+from service.wire.shared_memory import SharedMemory
 
 logger = logging.getLogger("service")
 
@@ -70,7 +74,11 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     budget = Budget(settings.memory_budget, settings.queue_seconds)
     state = State()
     gate = Gate(budget, engine.backlog, settings.deadline_seconds)
-    endpoints = operator_endpoints(operators, engine, gate, settings, state)
+    regions = SharedMemory()
+    endpoints: dict[str, Endpoint[Any]] = {
+        **operator_endpoints(operators, engine, gate, settings, state),
+        **infer_endpoints(operators, engine, gate, settings, state, regions=regions),
+    }
 
     def note_state() -> None:
         engine.note_state()
@@ -107,6 +115,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     )
     app.router.routes.append(OperatorRoute(endpoints))
     app.include_router(probe_router(operators, note_state, settings, state))
+    app.router.routes.extend(OpenInference(operators, settings, state, regions).routes())
     app.router.routes.extend(page_routes(has_keys=settings.api_keys is not None))
     app.router.routes.extend(explorer_routes(has_keys=settings.api_keys is not None))
     install_handlers(app, operators)

@@ -205,6 +205,109 @@ def _options(operator: Operator) -> list[dict[str, Any]]:
     ]
 
 
+def models(operators: Mapping[str, Operator]) -> list[tuple[Operator, bool]]:
+    """Return every operator and every gradient, as the Open Inference Protocol counts models."""
+    return [(operator, gradient) for operator in operators.values() for gradient in (False, True)]
+
+
+def model_name(operator: Operator, gradient: bool) -> str:
+    """Return the name of an endpoint as a model of the Open Inference Protocol: `cross_entropy_gradient`."""
+    return operator.name.replace("-", "_") + ("_gradient" if gradient else "")
+
+
+_MODEL_SHAPES = {
+    "classes": [-1, -1],
+    "indices": [-1],
+    "target": [-1],
+    "weight": [-1],
+    "loss": [],
+    "rows": [-1],
+    "reduced": [],
+    "scalar": [],
+}
+"""Shapes of inputs and outputs in the form that the Open Inference metadata show: rows of classes, class indices, the
+mean."""
+
+
+def model_metadata(operator: Operator, gradient: bool) -> dict[str, Any]:
+    """Return the Open Inference metadata of an endpoint, in its two-dimensional form with float32 and class indices."""
+    return {
+        "name": model_name(operator, gradient),
+        "versions": ["1"],
+        "platform": "loss-service",
+        "inputs": [
+            {"name": tensor.name, "datatype": _model_type(tensor), "shape": _MODEL_SHAPES[tensor.role]}
+            for tensor in inputs_of(operator, gradient=gradient)
+        ],
+        "outputs": [
+            {"name": output.name, "datatype": "FP32", "shape": _MODEL_SHAPES[output.shape]}
+            for output in _model_outputs(operator, gradient)
+        ],
+    }
+
+
+def model_config(operator: Operator, gradient: bool) -> dict[str, Any]:
+    """Return the same as a Triton client's model configuration, which also says what is optional."""
+    metadata = model_metadata(operator, gradient)
+    optional = {tensor.name: not tensor.required for tensor in inputs_of(operator, gradient=gradient)}
+
+    def configured(tensor: dict[str, Any]) -> dict[str, Any]:
+        return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", "dims": tensor["shape"]}
+
+    return {
+        "name": metadata["name"],
+        "platform": metadata["platform"],
+        "backend": metadata["platform"],
+        "max_batch_size": 0,
+        "input": [configured(tensor) | {"optional": optional[tensor["name"]]} for tensor in metadata["inputs"]],
+        "output": [configured(tensor) for tensor in metadata["outputs"]],
+    }
+
+
+def _model_type(tensor: Input) -> str:
+    return "INT64" if tensor.role in ("indices", "target") else "FP32"
+
+
+def _model_outputs(operator: Operator, gradient: bool) -> list[Output]:
+    """Return the outputs that the two-dimensional form can give: not the gradient by class indices."""
+    targets = [tensor.name for tensor in operator.inputs if tensor.role == "target"]
+    return [output for output in operator.outputs_of(gradient=gradient) if output.type_of not in targets]
+
+
+def infer_request(operator: Operator, gradient: bool, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON request in the Open Inference form; its tensors are nested numbers."""
+    inputs = {tensor.name: tensor for tensor in inputs_of(operator, gradient=gradient)}
+    tensors = [
+        _infer_tensor(name, value, "FP32" if _holds_decimals(value) else _model_type(inputs[name]))
+        for name, value in request.items()
+        if name in inputs
+    ]
+    converted: dict[str, Any] = {"inputs": tensors}
+    if "outputs" in request:
+        converted["outputs"] = [{"name": name} for name in request["outputs"]]
+    options = {name: value for name, value in request.items() if name not in inputs and name != "outputs"}
+    return converted | ({"parameters": options} if options else {})
+
+
+def infer_answer(operator: Operator, gradient: bool, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON answer of nested float32 numbers in the Open Inference form."""
+    outputs = [_infer_tensor(name, value, "FP32") for name, value in answer.items()]
+    return {"model_name": model_name(operator, gradient), "model_version": "1", "outputs": outputs}
+
+
+def _infer_tensor(name: str, value: Any, datatype: str) -> dict[str, Any]:
+    shape: list[int] = []
+    numbers = [value]
+    while isinstance(numbers[0], list):
+        shape.append(len(numbers[0]))
+        numbers = [number for part in numbers for number in part]
+    return {"name": name, "shape": shape, "datatype": datatype, "data": numbers}
+
+
+def _holds_decimals(value: Any) -> bool:
+    return any(map(_holds_decimals, value)) if isinstance(value, list) else isinstance(value, float)
+
+
 def examples(operator: Operator, *, gradient: bool) -> Iterator[Example]:
     """Yield the requests that an endpoint answers, the simplest first."""
     first = operator.gradient_example if gradient else operator.example

@@ -121,6 +121,8 @@ class MalformedRequest(RequestError):
         "no-host": "The request has no Host header, but HTTP/1.1 needs one.",
         "two-hosts": "The request has {got} Host headers, but must have one.",
         "host": "The Host is '{got}', but this service answers only for {expected}.",
+        "json-bytes": "The Inference-Header-Content-Length is {got}, but must be {expected}.",
+        "compression": "The body is not whole and valid {expected}, as its Content-Encoding says.",
     }
 
 
@@ -139,6 +141,7 @@ class MalformedJson(RequestError):
         "mark": "The body begins with a byte order mark; JSON is sent in UTF-8 without one.",
         "text": "The body is not valid UTF-8: byte {offset} does not belong to a character.",
         "object": "The body must be one JSON object, but is {got}.",
+        "kind": "'{name}' must be {expected}, but is {got}.",
         "number": '\'{name}\' holds a number that float64 cannot hold; write infinities as "Infinity" and "-Infinity".',
     }
 
@@ -174,6 +177,23 @@ class MalformedTensor(RequestError):
         ),
         "data": "The tensors take {expected}, but the data after the safetensors header has {got}.",
         "options": "The options in the safetensors header must map strings to strings.",
+        "many": "The request has {got} tensors, but at most {limit} are allowed.",
+        "option-as-input": "'{name}' is an option and no tensor, but stands among the inputs.",
+        "input-as-option": "'{name}' is a tensor and no option; it belongs among the inputs.",
+        "source": (
+            "'{name}' must have its elements in exactly one place: 'data', 'binary_data_size' or "
+            "'shared_memory_region'; it has {got} of them."
+        ),
+        "numbers": "'{name}' needs {needed} for its shape, but its 'data' has {got}.",
+        "nesting": "The 'data' of '{name}' is nested as {got}, but the shape is {expected}; a flat list is fine, too.",
+        "binary": "'{name}' needs {needed} for its type and shape, but its 'binary_data_size' is {got}.",
+        "blocks": "The tensors take {expected}, but {got} follow the JSON.",
+        "raw": "A body without JSON is one tensor alone, but {owner} needs {expected}.",
+        "raw-bytes": "A body without JSON holds numbers of {expected}, but has {got}.",
+        "region": "'{name}' lies in the shared memory region '{got}', which is not registered.",
+        "region-bytes": (
+            "'{name}' needs {needed} from byte {offset} of the shared memory region '{region}', but may use {got}."
+        ),
     }
 
 
@@ -202,7 +222,7 @@ class DuplicateField(RequestError):
     sentences = {
         "duplicate": "'{name}' appears more than once.",
         "description": "The description of '{tensor}' has '{name}' more than once.",
-        "part": "The compact tensor '{tensor}' has '{name}' more than once.",
+        "part": "{owner} has '{name}' more than once.",
     }
 
 
@@ -212,7 +232,7 @@ class MissingField(RequestError):
     mend = "Add the field; GET /v1/operators lists what each operator needs."
     sentences = {
         "tensor": "{owner} needs the tensor '{name}'; the request has none.",
-        "part": "The compact tensor '{tensor}' needs '{name}'; it has none.",
+        "part": "{owner} needs '{name}'; it has none.",
     }
 
 
@@ -269,7 +289,7 @@ class DtypeMismatch(RequestError):
             "'{name}' has the shape of '{like}', so it must hold class probabilities as floating-point numbers, "
             "but holds {got}."
         ),
-        "overflow": "{element} is {got}, which {expected} cannot hold; ask for a wider 'dtype'.",
+        "overflow": "{element} is {got}, which {expected} cannot hold; it needs another type.",
     }
 
 
@@ -340,6 +360,11 @@ class ContentTooLarge(RequestError):
             "send large tensors as application/x-safetensors."
         ),
         "body": "The body is larger than the {limit} bytes allowed.",
+        "json-part": "The JSON is larger than the {limit} bytes allowed; send large tensors as binary data.",
+        "json-outputs": (
+            "The answer could take {got} bytes of JSON, but at most {limit} are allowed; ask for large outputs as "
+            "binary data."
+        ),
         "answer": (
             "The answer could take {got} bytes, but at most {limit} are allowed for application/json; "
             "large answers come as application/x-safetensors (say so in Accept)."
@@ -395,7 +420,7 @@ class UnsupportedEncoding(RequestError):
     code = "unsupported-encoding"
     title = "The body is compressed"
     mend = "Send the body as it is, without Content-Encoding."
-    sentences = {"encoding": "The Content-Encoding is {got}, but only 'identity' is accepted."}
+    sentences = {"encoding": "The Content-Encoding is {got}, but must be {expected}."}
 
 
 class NotAcceptable(RequestError):
@@ -412,6 +437,11 @@ class NotFound(RequestError):
     sentences = {
         "path": "There is nothing at this path; see /docs.",
         "operator": "There is no operator '{name}'; did you mean '{similar}'?",
+        "no-operator": "There is no operator '{name}'.",
+        "version": "{owner} has no version '{name}'; its only version is 1.",
+        "region": "There is no shared memory region '{name}'.",
+        "shared-memory": "Shared memory is switched off; whoever runs the service may set LOSS_SHARED_MEMORY.",
+        "cuda-memory": "Shared memory of CUDA devices is not supported; use binary data, or the memory of the system.",
     }
 
 

@@ -7,10 +7,21 @@ and whichever process is asked adds them up.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -23,6 +34,9 @@ CLIENT_CLOSED = "client-closed"
 
 PHASES = ("decode", "queue", "compute", "encode")
 
+ANSWERED, REFUSED = "answered", "refused"
+"""Parts of the seconds of an operator that are whole requests."""
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every first one, of no use here
 
 _PHASE_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -33,6 +47,12 @@ REQUESTS = Counter(
 REQUEST_BYTES = Counter("loss_request_bytes", "Bytes of request bodies read.", ["operator", "gradient", "format"])
 ANSWER_BYTES = Counter("loss_answer_bytes", "Bytes of answers to operators.", ["operator", "gradient", "format"])
 ROWS = Counter("loss_rows", "Rows computed.", ["operator", "gradient"])
+SECONDS = Counter(
+    "loss_operator_seconds",
+    "Seconds of requests to operators: all of those answered and of those refused, and each phase of those answered.",
+    ["operator", "gradient", "part"],
+)
+LAUNCHES = Counter("loss_launches", "Launches of the engine.", ["operator", "gradient"])
 PHASE_SECONDS = Histogram(
     "loss_phase_seconds", "Seconds that answered requests spent in a phase.", ["phase"], buckets=_PHASE_SECONDS
 )
@@ -92,6 +112,12 @@ class Counted(Protocol):
     sent: int
     rows: int
 
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def timing(self) -> Timed: ...
+
 
 class Timed(Protocol):
     """Seconds of each phase."""
@@ -103,11 +129,15 @@ class Timed(Protocol):
 
 
 class EndpointMetrics:
-    """The counters of one operator's endpoint, their labels bound once."""
+    """The counters of one operator's endpoint, their labels bound once.
+
+    `usual_format` is what a request counts as whose format nobody has looked at.
+    """
 
     def __init__(self, operator: str, *, gradient: bool, formats: Iterable[str], codes: Iterable[str]) -> None:
         labels = (operator, str(gradient).lower())
         formats = list(formats)
+        self.usual_format = formats[0]
         # Every series exists from the start, so that a rate over it sees the first event.
         self._requests = {
             (name, code): REQUESTS.labels(*labels, name, code)
@@ -117,6 +147,8 @@ class EndpointMetrics:
         self._request_bytes = {name: REQUEST_BYTES.labels(*labels, name) for name in formats}
         self._answer_bytes = {name: ANSWER_BYTES.labels(*labels, name) for name in formats}
         self._rows = ROWS.labels(*labels)
+        self._seconds = {part: SECONDS.labels(*labels, part) for part in (ANSWERED, REFUSED, *PHASES)}
+        LAUNCHES.labels(*labels)
 
     def count(self, request: Counted) -> None:
         """Count one request that has come to its end."""
@@ -124,6 +156,10 @@ class EndpointMetrics:
         self._request_bytes[request.format].inc(request.received)
         self._answer_bytes[request.format].inc(request.sent)
         self._rows.inc(request.rows)
+        self._seconds[ANSWERED if request.code == OK else REFUSED].inc(request.seconds)
+        if request.code == OK:
+            for phase in PHASES:
+                self._seconds[phase].inc(getattr(request.timing, phase))
 
 
 _PHASE = {phase: PHASE_SECONDS.labels(phase) for phase in PHASES}
@@ -141,10 +177,62 @@ def note_gpu_memory(device: str, *, allocated: int, cached: int) -> None:
     GPU_MEMORY.labels(device, "cached").set(cached)
 
 
+@cache
+def _launches_of(operator: str, gradient: bool) -> tuple[Counter, Histogram]:
+    return LAUNCHES.labels(operator, str(gradient).lower()), BATCH_ROWS
+
+
+def note_launch(operator: str, *, gradient: bool, rows: int) -> None:
+    """Note that rows of an operator were computed in one go."""
+    launches, batch_rows = _launches_of(operator, gradient)
+    launches.inc()
+    batch_rows.observe(rows)
+
+
+@dataclass(slots=True)
+class Totals:
+    """What an operator, or its gradient, has done since the service started, in every format.
+
+    Attributes:
+        answered, refused: requests.
+        seconds: of the requests answered and refused, and of each phase of the answered.
+    """
+
+    answered: int = 0
+    refused: int = 0
+    rows: int = 0
+    launches: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys((ANSWERED, REFUSED, *PHASES), 0.0))
+
+
+def totals() -> dict[tuple[str, bool], Totals]:
+    """Return the totals by operator and gradient, those of every worker added up."""
+    found: dict[tuple[str, bool], Totals] = defaultdict(Totals)
+    for sample in (sample for metric in _registry().collect() for sample in metric.samples):
+        if "operator" not in sample.labels:
+            continue
+        of = found[sample.labels["operator"], sample.labels["gradient"] == "true"]
+        if sample.name == "loss_requests_total" and sample.labels["code"] == OK:
+            of.answered += int(sample.value)
+        elif sample.name == "loss_requests_total":
+            of.refused += int(sample.value)
+        elif sample.name == "loss_rows_total":
+            of.rows = int(sample.value)
+        elif sample.name == "loss_launches_total":
+            of.launches = int(sample.value)
+        elif sample.name == "loss_operator_seconds_total":
+            of.seconds[sample.labels["part"]] = sample.value
+    return found
+
+
 def exposition() -> bytes:
     """Return all numbers in the Prometheus text format, those of every worker added up."""
+    return generate_latest(_registry())
+
+
+def _registry() -> CollectorRegistry:
     if MULTIPROCESS_VARIABLE not in os.environ:
-        return generate_latest()
+        return REGISTRY
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's own way
-    return generate_latest(registry)
+    return registry

@@ -104,6 +104,13 @@ class Settings(BaseSettings):
         60.0,
         description="Time after which a request is given up, where its X-Request-Timeout-Ms does not say so.",
     )
+    shared_memory: bool = Field(
+        False,
+        description=(
+            "Whether callers on this machine may register regions of its shared memory below /v2. Whoever can call the "
+            "service can then read and write any of its shared memory objects that the service can; one worker only."
+        ),
+    )
     drain_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = Field(
         30.0,
         description=(
@@ -168,6 +175,12 @@ class Settings(BaseSettings):
     def _check_pairs(self) -> Self:
         if self.rate_per_key is not None and self.api_keys is None:
             raise ValueError("LOSS_RATE_PER_KEY is set, but no LOSS_API_KEYS; a rate belongs to a key")
+        return self
+
+    @model_validator(mode="after")
+    def _check_shared_memory(self) -> Self:
+        if self.shared_memory and self.workers > 1:
+            raise ValueError("LOSS_SHARED_MEMORY needs LOSS_WORKERS to be 1; a region is registered with one process")
         return self
 
     @model_validator(mode="after")

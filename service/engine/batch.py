@@ -56,6 +56,12 @@ def cut(layout: Layout, rows_per_block: int) -> Iterator[Block]:
         yield Block(slice(outer, outer + 1), slice(start, min(start + rows_per_block, layout.inner)))
 
 
+def _share_bytes(one: Tensor, other: Tensor) -> bool:
+    """Return whether two contiguous tensors have memory in common."""
+    ends = [each.data_ptr() + each.numel() * each.element_size() for each in (one, other)]
+    return one.data_ptr() < ends[1] and other.data_ptr() < ends[0]
+
+
 @dataclass(slots=True)
 class Answer:
     """The tensors that a job asked for, in the caller's shapes and types.
@@ -114,8 +120,13 @@ def _number(job: Job, output: Output, value: float) -> Tensor:
 
 def replaces_input(job: Job, output: Output) -> bool:
     """Whether a result may be written over the first input: it is the request's own, and nothing else needs it."""
+    return job.owns_memory and _is_last_use(job, output)
+
+
+def _is_last_use(job: Job, output: Output) -> bool:
+    """Whether a result has the type of the first input, and nothing else needs that input."""
     others = [each for each in job.outputs if each.shape in ("classes", "rows") and each is not output]
-    return job.owns_memory and not others and output.type_of == job.operator.inputs[0].name
+    return not others and output.type_of == job.operator.inputs[0].name
 
 
 ROW_BYTES = 32
@@ -207,6 +218,21 @@ class Execution:
         layout = self.job.layout
         return values if self._is_flat else values.reshape(layout.outer, layout.inner)
 
+    def _destination(self, output: Output) -> Tensor | None:
+        """Return the memory in which the caller wants a result, when it can be computed there.
+
+        It cannot where it lies askew, or shares bytes with anything else of the request: unless it is the first input.
+        """
+        job, dtype = self.job, self.job.plan.dtypes[output.name]
+        if (memory := job.destinations.get(output.name)) is None or memory.data_ptr() % dtype.itemsize:
+            return None
+        others = [*job.tensors.values(), *(each for each in job.destinations.values() if each is not memory)]
+        if job.upstream is not None:
+            others.append(job.upstream)
+        if _is_last_use(job, output) and memory.data_ptr() == job.first.data_ptr():
+            others = [each for each in others if each is not job.first]
+        return None if any(_share_bytes(memory, each) for each in others) else memory.view(dtype)
+
     def _allocate(self, output: Output) -> Tensor:
         """Return where a result goes, in its own type, or float64 when it has one number a row."""
         layout = self.job.layout
@@ -215,6 +241,8 @@ class Execution:
             return rows if self._is_flat else self._laid_out(rows)
         if replaces_input(self.job, output):
             return self._laid_out(self.job.first)
+        if (destination := self._destination(output)) is not None:
+            return self._laid_out(layout.view(destination))
         dtype = self.job.plan.dtypes[output.name]
         size = layout.rows * self._classes * dtype.itemsize
         if size < SMALLEST_POOLED_BYTES:
@@ -306,7 +334,10 @@ class Execution:
     @property
     def overwrites_input(self) -> bool:
         """Whether the job cannot be computed again, because a result lies in the memory of its input."""
-        return any(replaces_input(self.job, output) for output in self.job.outputs if output.shape == "classes")
+        job = self.job
+        return any(_share_bytes(memory, job.first) for memory in job.destinations.values()) or any(
+            replaces_input(job, output) for output in job.outputs if output.shape == "classes"
+        )
 
     def rows_of(self, name: str) -> Tensor:
         """Return a result before it is reduced and rounded: float64 [rows], or as it lies in memory."""

@@ -22,7 +22,7 @@ from service.engine.buffers import BufferPool
 from service.engine.queue import StepQueue, Steps
 from service.engine.stack import MOST_ELEMENTS, MOST_ROWS, Stack
 from service.errors import RequestError
-from service.metrics import BATCH_REQUESTS, BATCH_ROWS
+from service.metrics import BATCH_REQUESTS, note_launch
 from service.ops.bind import Job
 
 
@@ -155,7 +155,8 @@ class Launch:
             except BaseException as failure:
                 error = failure
             else:
-                BATCH_ROWS.observe(self._member.job.layout.rows)
+                job = self._member.job
+                note_launch(job.operator.name, gradient=job.gradient, rows=job.layout.rows)
                 answer.queue_seconds = self._started - self._member.submitted
                 answer.compute_seconds = time.perf_counter() - self._started
                 self._member.ended.set_result(answer)
@@ -269,7 +270,8 @@ class StackedLaunch:
             self._compute_alone(members, error)
             return
         spent = time.perf_counter() - started
-        BATCH_ROWS.observe(self._rows)
+        first = members[0].job
+        note_launch(first.operator.name, gradient=first.gradient, rows=self._rows)
         if len(members) > 1:
             BATCH_REQUESTS.observe(len(members))
         for member, outcome in zip(members, stack.outcomes, strict=True):

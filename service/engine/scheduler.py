@@ -21,7 +21,7 @@ from service.engine.launch import ArrivingLaunch, GivenUpError, Launch, Member, 
 from service.engine.queue import StepQueue, Steps, due
 from service.engine.stack import MOST_ELEMENTS, Stack, stack_key
 from service.errors import RequestError
-from service.metrics import BATCH_ROWS
+from service.metrics import note_launch
 from service.ops.bind import Job
 
 P = ParamSpec("P")
@@ -161,7 +161,9 @@ class Engine:
             else:
                 outcomes = [*stack.outcomes]
                 metrics.BATCH_REQUESTS.observe(len(members))
-                BATCH_ROWS.observe(sum(job.layout.rows for job, _ in members))
+                first = members[0][0]
+                rows = sum(job.layout.rows for job, _ in members)
+                note_launch(first.operator.name, gradient=first.gradient, rows=rows)
                 seconds = time.perf_counter() - started
                 for outcome in outcomes:
                     if isinstance(outcome, Answer):
@@ -230,7 +232,7 @@ class Engine:
             if (answered := faults.as_answer(error)) is not error:
                 raise answered from error
             raise
-        BATCH_ROWS.observe(job.layout.rows)
+        note_launch(job.operator.name, gradient=job.gradient, rows=job.layout.rows)
         answer.compute_seconds = time.perf_counter() - started
         return answer
 

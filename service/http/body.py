@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from service.errors import ContentTooLarge, RequestError
+from service.http.compression import PIECE_BYTES, Inflater
 from service.http.connection import connection_of
 from service.http.limits import DRAIN_BYTES, DRAIN_SECONDS, KEPT_BYTES
 from service.http.problems import Reply
@@ -97,6 +98,26 @@ class RequestBody:
                 body[filled : filled + len(chunk)] = chunk
                 filled += len(chunk)
         return body
+
+    async def read_inflated(self, limit: int, too_large: str, inflater: Inflater, free: int) -> memoryview:
+        """Return the whole body, its compression undone, in writable memory with `free` bytes before it.
+
+        Raises ContentTooLarge as soon as more than `limit` bytes have come out.
+        """
+        self.check_declared(limit, too_large)
+        grown = bytearray(free)
+        async for chunk in self._chunks(limit, too_large):
+            for piece in inflater.pieces(chunk):
+                if len(grown) - free + len(piece) > limit:
+                    self._is_too_large = True
+                    raise ContentTooLarge(too_large, limit=limit)
+                if self.cover is not None:
+                    await self.cover(len(grown) + len(piece))
+                grown += piece
+                if len(piece) == PIECE_BYTES:
+                    await asyncio.sleep(0)
+        inflater.finish()
+        return memoryview(grown)[free:]
 
     async def _receive_some(self, prefix: memoryview, size: int, chunks: AsyncIterator[bytes]) -> bytes:
         """Fill `prefix` with the first bytes, and return those that had to be taken along with them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,14 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Internal, MalformedRequest, RequestError
 from service.http.body import RequestBody, refuse, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of, put_exchange, request_id_in
+from service.http.formats import Format
 from service.http.logs import log_request
-from service.http.problems import problem
+from service.http.problems import refusal
 from service.http.state import State
 from service.metrics import OK, EndpointMetrics
 
 logger = logging.getLogger("service")
 
-ALWAYS_ANSWERED = ("/health/", "/metrics")
+ALWAYS_ANSWERED = ("/health/", "/metrics", "/v2/health/")
 """Paths that are answered while everything else is refused."""
 
 
@@ -104,7 +106,7 @@ class Envelope:
             exchange.code = Internal.code
             if exchange.status:
                 raise
-            await send_reply(send, problem(Internal("bug", request_id=exchange.request_id), exchange.request_id))
+            await send_reply(send, refusal(Internal("bug", request_id=exchange.request_id), scope))
 
     def _refusal(self, scope: Scope) -> RequestError | None:
         """Return why a request must not come in, if so."""
@@ -121,8 +123,9 @@ class Envelope:
         self, error: RequestError, scope: Scope, receive: Receive, send: Send, exchange: Exchange
     ) -> None:
         exchange.code = error.code
-        await refuse(send, problem(error, exchange.request_id), RequestBody(scope, receive))
+        await refuse(send, refusal(error, scope), RequestBody(scope, receive))
         if scope["method"] == "POST" and (counter := self._counters.get(path_of(scope))):
+            exchange.format = cast(Format, counter.usual_format)
             counter.count(exchange)
 
 

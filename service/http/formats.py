@@ -7,7 +7,7 @@ from typing import Literal
 from service.errors import NotAcceptable, UnsupportedEncoding, UnsupportedMediaType, clip
 from service.wire import json_codec, safetensors_codec
 
-Format = Literal["json", "safetensors"]
+Format = Literal["json", "safetensors", "open-inference"]
 
 MEDIA_TYPES: dict[Format, str] = {"json": json_codec.MEDIA_TYPE, "safetensors": safetensors_codec.MEDIA_TYPE}
 
@@ -19,7 +19,7 @@ def request_format(headers: dict[bytes, bytes]) -> Format:
     """Return the format of a body; raises UnsupportedMediaType, and UnsupportedEncoding when it is compressed."""
     encoding = headers.get(b"content-encoding", b"identity")
     if encoding.strip().lower() not in (b"identity", b""):
-        raise UnsupportedEncoding("encoding", got=f"'{clip(encoding.decode('latin-1'))}'", expected="identity")
+        raise UnsupportedEncoding("encoding", got=f"'{clip(encoding.decode('latin-1'))}'", expected="'identity'")
     value = headers.get(b"content-type")
     if value is None:
         raise UnsupportedMediaType("missing", expected=_ALL)
@@ -46,7 +46,7 @@ def answer_format(headers: dict[bytes, bytes], of_request: Format) -> Format:
     ranges = [_media_range(part) for part in text.lower().split(",") if part.strip()]
     if not ranges:
         return of_request
-    ordered: list[Format] = sorted(MEDIA_TYPES, key=lambda name: name != of_request)
+    ordered = sorted(MEDIA_TYPES, key=lambda name: name != of_request)
     qualities = {name: _quality(MEDIA_TYPES[name], ranges) for name in ordered}
     best = max(ordered, key=lambda name: qualities[name])
     if qualities[best] == 0:

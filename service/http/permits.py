@@ -102,6 +102,14 @@ class Permit:
         self.memory.shrink_to(size)
         return self._may_hold(size)
 
+    def bring_forward(self, deadline: Deadline) -> None:
+        """Heed a deadline that became known later, where it is the earlier; raises DeadlineExceeded when it is past."""
+        if deadline.at < self.deadline.at:
+            self.deadline = deadline
+            if self.ticket is not None:
+                self.ticket.deadline = deadline
+        deadline.check()
+
     async def wait_for(self) -> None:
         """Wait for the memory that was refused last; raises what `Reservation.grow_to` does."""
         await self.memory.grow_to(self._wanted, self.deadline)

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from service import errors
+from service import describe, errors
 from service.errors import NAME_LIMIT, MethodNotAllowed, NotFound, RequestError, clip
 from service.http.exchange import exchange_of, path_of
 from service.ops.spec import Operator
@@ -64,6 +64,9 @@ EXTRA_HEADERS: dict[type[RequestError], list[tuple[bytes, bytes]]] = {
     errors.EngineRestarting: [(b"connection", b"close")],
 }
 
+OPEN_INFERENCE_HEADERS = EXTRA_HEADERS | {errors.UnsupportedEncoding: [(b"accept-encoding", b"gzip, deflate")]}
+"""The same below `/v2`."""
+
 
 def status_of(error: type[RequestError], sentence: str) -> int:
     """Return the status that a sentence is answered with."""
@@ -88,6 +91,8 @@ class Reply:
     media_type: str
     pieces: list[bytes | memoryview]
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    is_borrowed: bool = False
+    """Whether pieces lie in memory that is to be used again."""
 
 
 def problem(error: RequestError, request_id: str) -> Reply:
@@ -106,10 +111,31 @@ def problem(error: RequestError, request_id: str) -> Reply:
         "request_id": request_id,
     }
     body = orjson.dumps({name: value for name, value in members.items() if value is not None})
-    headers = list(EXTRA_HEADERS.get(type(error), []))
+    return Reply(status, PROBLEM_MEDIA_TYPE, [body], _headers_of(error, EXTRA_HEADERS))
+
+
+def refusal(error: RequestError, scope: Scope) -> Reply:
+    """Return the answer that tells the caller of a request what is wrong, as the path's protocol has it."""
+    if not is_open_inference(scope):
+        return problem(error, request_id_of(scope))
+    body = orjson.dumps({"error": error.detail, "code": error.code})
+    status = status_of(type(error), error.sentence)
+    return Reply(status, "application/json", [body], _headers_of(error, OPEN_INFERENCE_HEADERS))
+
+
+def is_open_inference(scope: Scope) -> bool:
+    """Return whether a request is below `/v2`, where the Open Inference Protocol is spoken."""
+    path = path_of(scope)
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def _headers_of(
+    error: RequestError, extra: Mapping[type[RequestError], list[tuple[bytes, bytes]]]
+) -> list[tuple[bytes, bytes]]:
+    headers = list(extra.get(type(error), []))
     if error.seconds is not None:
         headers.append((b"retry-after", b"%d" % error.seconds))
-    return Reply(status, PROBLEM_MEDIA_TYPE, [body], headers)
+    return headers
 
 
 def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:
@@ -127,9 +153,8 @@ def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:
             error = MethodNotAllowed("method", expected=" or ".join(sorted(allowed)), got=clip(request.method))
         else:
             error = not_found(path_of(request.scope), operators)  # not request.url: it parses the Host header too
-        exchange = exchange_of(request.scope)
-        exchange.code = error.code
-        reply = problem(error, exchange.request_id)
+        exchange_of(request.scope).code = error.code
+        reply = refusal(error, request.scope)
         return Response(b"".join(reply.pieces), reply.status, headers, reply.media_type)
 
     app.add_exception_handler(HTTPException, answer)
@@ -143,7 +168,19 @@ def check_path(scope: Scope) -> None:
 
 def not_found(path: str, operators: Mapping[str, Operator]) -> NotFound:
     """Return the error for an unknown path, with the operator that may have been meant."""
+    if path.startswith("/v2/models/"):
+        return unknown_model(path.split("/")[3], operators)
     name = path.removeprefix("/v1/").removesuffix("/gradient") if path.startswith("/v1/") else ""
     if similar := get_close_matches(name.replace("_", "-")[:NAME_LIMIT], operators, n=1):
         return NotFound("operator", name=clip(name), similar=similar[0])
     return NotFound("path")
+
+
+def unknown_model(name: str, operators: Mapping[str, Operator]) -> NotFound:
+    """Return the error for a path of a model that may or may not exist, with the one that may have been meant."""
+    models = [describe.model_name(*model) for model in describe.models(operators)]
+    if name in models:
+        return NotFound("path")
+    if similar := get_close_matches(name.replace("-", "_")[:NAME_LIMIT], models, n=1):
+        return NotFound("operator", name=clip(name), similar=similar[0])
+    return NotFound("no-operator", name=clip(name))

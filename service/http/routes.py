@@ -1,12 +1,16 @@
-"""`POST /v1/{operator}` and its gradient, as plain ASGI: on small requests every layer in between is felt."""
+"""`POST /v1/{operator}` and its gradient, and the flow that all formats share.
+
+Plain ASGI: on small requests every layer in between is felt.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
 
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
@@ -22,7 +26,7 @@ from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
 from service.http.permits import SMALL_BODY_BYTES, Gate, Permit
-from service.http.problems import Reply, problem
+from service.http.problems import Reply, refusal
 from service.http.receiver import ClientDisconnectedError
 from service.http.state import State
 from service.ops.bind import Job, bind, fields_of
@@ -32,6 +36,7 @@ from service.wire import json_codec, safetensors_codec
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Wanted = TypeVar("Wanted")
 
 INLINE_BYTES: dict[Format, int] = {"json": 1 << 18, "safetensors": 1 << 26}
 """Bodies and answers up to this size are decoded and encoded on the event loop; larger ones in a thread.
@@ -40,8 +45,14 @@ Of a binary body only the class indices are looked at.
 """
 
 
-class OperatorEndpoint:
-    """One operator, or its gradient, over HTTP: decode, bind, submit, encode."""
+class Endpoint(ABC, Generic[Wanted]):
+    """One operator, or its gradient, over HTTP: decode, bind, submit, encode, in whatever formats a subclass speaks.
+
+    `Wanted` is what is known of how the answer is to be written, and whatever else of the request's form matters.
+    """
+
+    formats: ClassVar[tuple[Format, ...]]
+    """Formats of requests."""
 
     def __init__(
         self, operator: Operator, engine: Engine, gate: Gate, settings: Settings, state: State, *, gradient: bool
@@ -58,11 +69,11 @@ class OperatorEndpoint:
         self._gradient = gradient
         self._fields = fields_of(operator, gradient=gradient)
         self._name = operator.name + ("/gradient" if gradient else "")
-        self.metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=MEDIA_TYPES, codes=ERRORS)
+        self.metrics = metrics.EndpointMetrics(operator.name, gradient=gradient, formats=self.formats, codes=ERRORS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
-        exchange.operator = self._name
+        exchange.operator, exchange.format = self._name, self.formats[0]
         body = RequestBody(scope, receive)
         metrics.IN_FLIGHT.inc()
         self._state.in_flight += 1
@@ -70,17 +81,17 @@ class OperatorEndpoint:
             await self._serve(scope, send, body, exchange)
             metrics.observe_phases(exchange.timing)
         except RequestError as error:
-            await self._refuse(error, send, body, exchange)
+            await self._refuse(error, scope, send, body)
         except asyncio.CancelledError:
             if not self._state.is_draining or exchange.status:
                 raise
-            await self._refuse(self._state.refusal(), send, body, exchange)
+            await self._refuse(self._state.refusal(), scope, send, body)
         except ClientDisconnectedError:
             exchange.code = metrics.CLIENT_CLOSED
         except Exception as error:
             answered = self._engine.answer_to(error)
             if isinstance(answered, RequestError) and not exchange.status:
-                await self._refuse(answered, send, body, exchange)
+                await self._refuse(answered, scope, send, body)
             else:
                 exchange.code = Internal.code
                 raise
@@ -92,21 +103,20 @@ class OperatorEndpoint:
             self.metrics.count(exchange)
 
     @staticmethod
-    async def _refuse(error: RequestError, send: Send, body: RequestBody, exchange: Exchange) -> None:
-        exchange.code = error.code
-        await refuse(send, problem(error, exchange.request_id), body)
+    async def _refuse(error: RequestError, scope: Scope, send: Send, body: RequestBody) -> None:
+        exchange_of(scope).code = error.code
+        await refuse(send, refusal(error, scope), body)
 
     async def _serve(self, scope: Scope, send: Send, body: RequestBody, exchange: Exchange) -> None:
         """Answer a request; raises what it is refused with."""
-        exchange.format = request_format(body.headers)
-        wanted = answer_format(body.headers, exchange.format)
+        exchange.format, wanted = self._formats_of(body.headers)
         permit = self._gate.permit(body.headers, exchange.started, scope, body.receive)
         memory = Borrowed(self._engine.buffers)
         try:
-            content = await self._receive(body, exchange, permit, memory)
+            content = await self._receive(body, exchange, wanted, permit, memory)
             job = await self._bound(content, wanted, exchange, permit)
-            size = largest_answer(job, wanted)
-            if not permit.may_compute(job, len(content), size, wanted):
+            size = self._largest_answer(job, wanted)
+            if not permit.may_compute(job, len(content), size, self._answered_like(wanted)):
                 await permit.wait_for()
             if self._engine.is_tiny(job):
                 has_company = body.connection is not None and body.connection.has_company
@@ -119,17 +129,15 @@ class OperatorEndpoint:
             permit.deadline.check_at(started)
             exchange.rows = job.layout.rows
             timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
-            pieces = await self._where_it_fits(
-                permit, size <= INLINE_BYTES[wanted], self._encode, job, memory.answer, wanted
-            )
+            at_once = self._is_encoded_at_once(size, wanted)
+            reply = await self._where_it_fits(permit, at_once, self._encode, job, memory.answer, wanted)
             timing.encode = time.perf_counter() - started
             permit.note_done()
-            reply = Reply(200, MEDIA_TYPES[wanted], pieces)
-            if wanted == "json":
+            if not reply.is_borrowed:
                 memory.give_back()
                 await send_reply(send, reply, [timing.header()])
             elif await send_borrowed(send, reply, [timing.header()], scope):
-                del job, pieces, reply, content
+                del job, reply, content
                 memory.give_back()
         except RequestError:
             memory.give_back()
@@ -143,58 +151,39 @@ class OperatorEndpoint:
             permit.close()
 
     async def _receive(
-        self, body: RequestBody, exchange: Exchange, permit: Permit, memory: Borrowed
+        self, body: RequestBody, exchange: Exchange, wanted: Wanted, permit: Permit, memory: Borrowed
     ) -> bytes | memoryview:
         """Read the body, once there is memory for it."""
-        body.check_declared(*self._limits[exchange.format])
-        if not permit.may_read(body.declared, exchange.format):
+        body.check_declared(*self._limit_of(exchange.format, wanted))
+        like, declared = self._read_like(exchange.format, wanted, body)
+        if not permit.may_read(declared, like):
             await permit.wait_for()
-        if body.declared is None:
-            body.cover = permit.cover if exchange.format == "safetensors" else permit.cover_twice
+        if declared is None:
+            body.cover = permit.cover if like == "safetensors" else permit.cover_twice
         with self._state.reading():
-            return await self._read(body, exchange.format, memory)
+            return await self._read(body, exchange.format, wanted, memory)
 
     async def _bound(
         self,
         content: bytes | memoryview,
-        wanted: Format,
+        wanted: Wanted,
         exchange: Exchange,
         permit: Permit,
     ) -> Job:
         """Decode and bind: a large body in a worker, once it has a place among the work and memory for it."""
         started = time.perf_counter()
         permit.deadline.check_at(started)
-        is_small = len(content) <= INLINE_BYTES[exchange.format]
+        is_small = self._is_decoded_at_once(content, exchange.format, wanted)
         if not is_small:
             permit.enter((self._name, exchange.format), len(content))
-        if exchange.format == "json" and len(content) > SMALL_BODY_BYTES:
-            size = await self._where_it_fits(permit, is_small, json_codec.decoding_bytes, cast(bytes, content))
-            if not permit.may_decode(size):
+        text = self._json_in(content, exchange.format, wanted)
+        if len(text) > SMALL_BODY_BYTES:
+            size = await self._where_it_fits(permit, is_small, json_codec.decoding_bytes, text)
+            if not permit.may_decode(size + len(content) - len(text)):
                 await permit.wait_for()
         job = await self._where_it_fits(permit, is_small, self._prepare, content, exchange.format, wanted)
+        self._note_deadline(permit, exchange, wanted)
         exchange.timing.decode = time.perf_counter() - started
-        return job
-
-    async def _read(self, body: RequestBody, request: Format, memory: Borrowed) -> bytes | memoryview:
-        if request == "json":
-            return await body.read(*self._limits["json"])
-        return await body.read_into_buffer(
-            *self._limits["safetensors"],
-            memory.take,
-            safetensors_codec.PREFIX_BYTES,
-            safetensors_codec.padding_before,
-        )
-
-    def _prepare(self, content: bytes | memoryview, request: Format, wanted: Format) -> Job:
-        """Decode and bind, and see that the answer is not too large before anything is computed."""
-        if request == "json":
-            message = json_codec.decode(cast(bytes, content), self._fields)
-        else:
-            message = safetensors_codec.decode(cast(memoryview, content), self._fields)
-        job = bind(self._operator, message, gradient=self._gradient)
-        limit = self._most_answer_bytes
-        if wanted == "json" and (size := largest_answer(job, wanted)) > limit:
-            raise ContentTooLarge("answer", limit=limit, got=size)
         return job
 
     async def _where_it_fits(
@@ -205,11 +194,109 @@ class OperatorEndpoint:
             return function(*arguments, **options)
         return await self._engine.call(partial(function, *arguments, **options), permit.ticket)
 
-    @staticmethod
-    def _encode(job: Job, answer: Answer, wanted: Format) -> list[bytes | memoryview]:
+    def _note_deadline(self, permit: Permit, exchange: Exchange, wanted: Wanted) -> None:
+        """Bring a deadline forward that the body, and not a header, has named."""
+
+    @abstractmethod
+    def _limit_of(self, request: Format, wanted: Wanted) -> tuple[int, str]:
+        """Return how long the body may be, and the sentence for one that is longer."""
+
+    @abstractmethod
+    def _read_like(self, request: Format, wanted: Wanted, body: RequestBody) -> tuple[Format, int | None]:
+        """Return as which format the memory for reading a body is reckoned, and its length where that is known."""
+
+    @abstractmethod
+    def _json_in(self, content: bytes | memoryview, request: Format, wanted: Wanted) -> bytes:
+        """Return the part of a body that is JSON, for reckoning the memory of its decoding."""
+
+    @abstractmethod
+    def _answered_like(self, wanted: Wanted) -> Format:
+        """Return as which format the memory of an answer is reckoned."""
+
+    @abstractmethod
+    def _formats_of(self, headers: dict[bytes, bytes]) -> tuple[Format, Wanted]:
+        """Return the format of a request, and how the answer is wanted as far as the headers tell."""
+
+    @abstractmethod
+    async def _read(
+        self, body: RequestBody, request: Format, wanted: Wanted, memory: Borrowed
+    ) -> bytes | memoryview: ...
+
+    @abstractmethod
+    def _is_decoded_at_once(self, content: bytes | memoryview, request: Format, wanted: Wanted) -> bool:
+        """Return whether a body is small enough for the event loop."""
+
+    @abstractmethod
+    def _prepare(self, content: bytes | memoryview, request: Format, wanted: Wanted) -> Job:
+        """Decode and bind, and see that the answer is not too large before anything is computed."""
+
+    @abstractmethod
+    def _largest_answer(self, job: Job, wanted: Wanted) -> int:
+        """Return how many bytes the answer can take at most."""
+
+    @abstractmethod
+    def _is_encoded_at_once(self, size: int, wanted: Wanted) -> bool:
+        """Return whether an answer is small enough for the event loop."""
+
+    @abstractmethod
+    def _encode(self, job: Job, answer: Answer, wanted: Wanted) -> Reply: ...
+
+
+class OperatorEndpoint(Endpoint[Format]):
+    """An operator, or its gradient, below `/v1`: JSON and safetensors, each in and out."""
+
+    formats = tuple(MEDIA_TYPES)
+
+    def _formats_of(self, headers: dict[bytes, bytes]) -> tuple[Format, Format]:
+        request = request_format(headers)
+        return request, answer_format(headers, request)
+
+    def _is_decoded_at_once(self, content: bytes | memoryview, request: Format, wanted: Format) -> bool:
+        return len(content) <= INLINE_BYTES[request]
+
+    def _is_encoded_at_once(self, size: int, wanted: Format) -> bool:
+        return size <= INLINE_BYTES[wanted]
+
+    def _largest_answer(self, job: Job, wanted: Format) -> int:
+        return largest_answer(job, wanted)
+
+    def _limit_of(self, request: Format, wanted: Format) -> tuple[int, str]:
+        return self._limits[request]
+
+    def _read_like(self, request: Format, wanted: Format, body: RequestBody) -> tuple[Format, int | None]:
+        return request, body.declared
+
+    def _json_in(self, content: bytes | memoryview, request: Format, wanted: Format) -> bytes:
+        return cast(bytes, content) if request == "json" else b""
+
+    def _answered_like(self, wanted: Format) -> Format:
+        return wanted
+
+    async def _read(self, body: RequestBody, request: Format, wanted: Format, memory: Borrowed) -> bytes | memoryview:
+        if request == "json":
+            return await body.read(*self._limits["json"])
+        return await body.read_into_buffer(
+            *self._limits["safetensors"],
+            memory.take,
+            safetensors_codec.PREFIX_BYTES,
+            safetensors_codec.padding_before,
+        )
+
+    def _prepare(self, content: bytes | memoryview, request: Format, wanted: Format) -> Job:
+        if request == "json":
+            message = json_codec.decode(cast(bytes, content), self._fields)
+        else:
+            message = safetensors_codec.decode(cast(memoryview, content), self._fields)
+        job = bind(self._operator, message, gradient=self._gradient)
+        limit = self._most_answer_bytes
+        if wanted == "json" and (size := largest_answer(job, wanted)) > limit:
+            raise ContentTooLarge("answer", limit=limit, got=size)
+        return job
+
+    def _encode(self, job: Job, answer: Answer, wanted: Format) -> Reply:
         if wanted == "json":
-            return [*json_codec.encode(answer.tensors, job.options.encoding)]
-        return safetensors_codec.encode(answer.tensors)
+            return Reply(200, MEDIA_TYPES[wanted], [*json_codec.encode(answer.tensors, job.options.encoding)])
+        return Reply(200, MEDIA_TYPES[wanted], safetensors_codec.encode(answer.tensors), is_borrowed=True)
 
 
 class Borrowed:
@@ -258,7 +345,7 @@ def operator_endpoints(
 class OperatorRoute(BaseRoute):
     """The way to all endpoints, by exact path: one look-up, however many operators there are."""
 
-    def __init__(self, endpoints: Mapping[str, OperatorEndpoint]) -> None:
+    def __init__(self, endpoints: Mapping[str, Endpoint[Any]]) -> None:
         self._endpoints = endpoints
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

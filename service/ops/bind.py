@@ -6,8 +6,9 @@ be at fault (`non-finite`, `undefined-mean`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -55,6 +56,7 @@ class Job:
         kept: bool [rows], False where a row is skipped; None when all are kept.
         upstream: `grad_output` as [outer, classes, inner], or as float64 in the shape of the loss; None when it is 1.
         owns_memory: whether the inputs lie in memory that may be overwritten.
+        destinations: where the caller wants outputs, by name, as uint8 tensors of their size.
     """
 
     plan: Plan
@@ -62,6 +64,7 @@ class Job:
     kept: Tensor | None
     upstream: Tensor | None
     owns_memory: bool = False
+    destinations: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def operator(self) -> Operator:
@@ -88,6 +91,10 @@ class Job:
     def first(self) -> Tensor:
         """The input that rows and classes are counted by, [outer, classes, inner]."""
         return self.tensors[self.plan.operator.inputs[0].name]
+
+    def bytes_of(self, output: Output) -> int:
+        """Return how many bytes an output has."""
+        return math.prod(self.plan.shapes[output.name]) * self.plan.dtypes[output.name].itemsize
 
 
 def fields_of(operator: Operator, *, gradient: bool) -> Fields:
@@ -178,7 +185,7 @@ def _descriptions(message: Message) -> dict[str, TensorDescription]:
 
 
 def _bind_floating(tensor: Input, wire: WireTensor, plan: Plan) -> Tensor:
-    values = _read_as(tensor.name, wire, plan.options.dtype) if wire.is_literal else wire.values
+    values = read_as(tensor.name, wire, plan.options.dtype) if wire.is_literal else wire.values
     return values.double() if tensor.role in ("weight", "loss") else plan.layout.view(values)
 
 
@@ -187,7 +194,7 @@ def _bind_upstream(message: Message, plan: Plan) -> Tensor | None:
     return None if wire is None else _bind_floating(upstream_input(plan.operator), wire, plan)
 
 
-def _read_as(name: str, wire: WireTensor, dtype_name: str) -> Tensor:
+def read_as(name: str, wire: WireTensor, dtype_name: str) -> Tensor:
     """Give written-out numbers the type that the caller asked for; a finite number must stay finite."""
     dtype = DTYPES[dtype_name].torch
     values = wire.values.to(dtype)

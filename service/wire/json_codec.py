@@ -7,7 +7,7 @@ import codecs
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import cast
 
 import msgspec
@@ -64,10 +64,9 @@ def decoding_bytes(body: bytes) -> int:
 
 def decode(body: bytes, fields: Fields) -> Message:
     """Read a request; `fields` says which names are tensors and which options."""
-    if not body.isascii():
-        _check_utf8(body)
+    check_utf8(body)
     message = Message()
-    for name, (raw, structure) in _split(body, scan(body), fields).items():
+    for name, (raw, structure) in split(body, scan(body), fields).items():
         if name in fields.tensors:
             message.tensors[name] = _tensor(name, raw, structure)
         else:
@@ -75,10 +74,13 @@ def decode(body: bytes, fields: Fields) -> Message:
     return message
 
 
-def _split(
-    body: bytes | memoryview, structure: Structure, fields: Fields, path: str = ""
+def split(
+    body: bytes | memoryview, structure: Structure, fields: Fields, path: str = "", *, known: Collection[str] = ()
 ) -> dict[str, tuple[memoryview, Structure]]:
-    """Return the values of an object by name, still as text, each with its structure."""
+    """Return the values of an object by name, still as text, each with its structure.
+
+    The names must be those of `fields`, or `known` beside them. `path` is where the object stands in the request.
+    """
     try:
         values = _members.decode(body)
     except msgspec.ValidationError as error:
@@ -86,16 +88,19 @@ def _split(
     except msgspec.DecodeError as error:
         raise _syntax_error(bytes(body), error) from error
     for name in values:
-        fields.check(name, path)
+        if name not in known:
+            fields.check(name, path)
     if structure.member_count != len(values):
         name = repeated_name(body)
-        sentence = "part" if path else "duplicate"
-        raise DuplicateField(sentence, pointer=f"{path}/{name}", tensor=path[1:], name=name)
+        raise DuplicateField("part" if path else "duplicate", pointer=f"{path}/{name}", owner=fields.owner, name=name)
     members = structure.members()
     return {name: (memoryview(raw), part) for (name, raw), part in zip(values.items(), members, strict=True)}
 
 
-def _check_utf8(body: bytes) -> None:
+def check_utf8(body: bytes) -> None:
+    """Raise MalformedJson unless a text is UTF-8."""
+    if body.isascii():
+        return
     try:
         body.decode()
     except UnicodeDecodeError as error:
@@ -136,11 +141,14 @@ _SURROGATE = re.compile(rb"\\\\|\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 def _tensor(name: str, raw: memoryview, structure: Structure) -> WireTensor:
+    return _compact(name, raw, structure) if raw[0] == ord("{") else literal(name, raw, structure)
+
+
+def literal(name: str, raw: memoryview, structure: Structure) -> WireTensor:
+    """Read a number or a nested array of numbers."""
     first = raw[0]
     if first == ord("["):
         return _nested(name, raw, structure)
-    if first == ord("{"):
-        return _compact(name, raw, structure)
     if first in b"-0123456789":
         return _from_numbers(name, [cast("int | float", plain_value(name, raw))], ())
     if (word := raw.tobytes().strip(b'"').decode()) in NON_FINITE:
@@ -223,10 +231,10 @@ def _from_numbers(name: str, values: list[int | float], shape: tuple[int, ...]) 
 def _compact(name: str, raw: memoryview, structure: Structure) -> WireTensor:
     """Read {"dtype": ..., "shape": ..., "base64": ...}."""
     fields = Fields(owner=f"The compact tensor '{name}'", tensors=(), options=("dtype", "shape", "base64"))
-    parts = _split(raw, structure, fields, "/" + name)
+    parts = split(raw, structure, fields, "/" + name)
     for part in fields.options:
         if part not in parts:
-            raise MissingField("part", pointer=f"/{name}/{part}", tensor=name, name=part)
+            raise MissingField("part", pointer=f"/{name}/{part}", owner=fields.owner, name=part)
     dtype = _compact_dtype(name, parts["dtype"][0])
     shape = _compact_shape(name, parts["shape"][0])
     data = _compact_bytes(name, parts["base64"][0])
@@ -297,7 +305,7 @@ def encode(tensors: Mapping[str, Tensor], encoding: str) -> list[bytes]:
         elif tensor.ndim == 0:
             pieces.append(_numbers(tensor.reshape(1))[1:-1])
         else:
-            pieces += _nested_pieces(tensor.contiguous())
+            pieces += array_pieces(tensor.contiguous())
     return [*pieces, b"}"]
 
 
@@ -306,29 +314,30 @@ def _compact_pieces(tensor: Tensor) -> list[bytes]:
     return [description[:-1], b',"base64":"', binascii.b2a_base64(array_of(tensor).data, newline=False), b'"}']
 
 
-def _nested_pieces(tensor: Tensor) -> list[bytes]:
-    """Write a tensor of one dimension or more, a few rows at a time."""
+def array_pieces(tensor: Tensor, quote: bytes = b'"') -> list[bytes]:
+    """Write a contiguous tensor of one dimension or more, a few rows at a time; names of numbers stand in `quote`."""
     if tensor.numel() <= PIECE_ELEMENTS:
-        return [_numbers(tensor)]
+        return [_numbers(tensor, quote)]
     within = tensor.numel() // len(tensor)
     if within > PIECE_ELEMENTS:
-        rows = [_nested_pieces(row) for row in tensor]
+        rows = [array_pieces(row, quote) for row in tensor]
     else:
-        rows = [[_numbers(part)[1:-1]] for part in torch.split(tensor, PIECE_ELEMENTS // within)]
+        rows = [[_numbers(part, quote)[1:-1]] for part in torch.split(tensor, PIECE_ELEMENTS // within)]
     separated = [piece for row in rows for piece in (*row, b",")]
     return [b"[", *separated[:-1], b"]"]
 
 
-def _numbers(tensor: Tensor) -> bytes:
+def _numbers(tensor: Tensor, quote: bytes = b'"') -> bytes:
     # float16 and bfloat16 are written as the float32 of the same value: the shortest text that gives it back.
     values: NDArray[np.floating] = (tensor.float() if tensor.dtype.itemsize == 2 else tensor).numpy()
     text = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)
     finite = np.isfinite(values)
-    return text if finite.all() else _name_non_finite(text, values[~finite])
+    return text if finite.all() else _name_non_finite(text, values[~finite], quote)
 
 
-def _name_non_finite(text: bytes, values: NDArray[np.floating]) -> bytes:
+def _name_non_finite(text: bytes, values: NDArray[np.floating], quote: bytes) -> bytes:
     """Replace each `null` that orjson wrote by the name of the value it stands for, in order."""
-    names = np.where(np.isnan(values), b'"NaN"', np.where(values > 0, b'"Infinity"', b'"-Infinity"'))
+    nan, above, below = (b"%b%b%b" % (quote, name.encode(), quote) for name in NON_FINITE)
+    names = np.where(np.isnan(values), nan, np.where(values > 0, above, below))
     pieces = text.split(b"null")
     return b"".join(itertools.chain.from_iterable(zip(pieces, [*names.tolist(), b""], strict=True)))

@@ -52,6 +52,11 @@ class Structure:
         """How many names the outer object has, repeated ones counted again."""
         return int(np.count_nonzero((self.levels == 1) & (self.kinds == COLON)))
 
+    @property
+    def depth(self) -> int:
+        """How many brackets are open at most."""
+        return int(self.levels.max(initial=0))
+
     def index_of_next(self) -> tuple[int, ...]:
         """Return the index of what follows the end of this text, the beginning of a nested array."""
         depth = np.count_nonzero(self.kinds == OPEN) - np.count_nonzero(self.kinds == CLOSE)
@@ -63,16 +68,24 @@ class Structure:
 
     def members(self) -> list[Structure]:
         """Return the structure of each value of the outer object, in order, a repeated name's too."""
+        return self._between((COLON,), (COMMA, CLOSE_OBJECT))
+
+    def items(self) -> list[Structure]:
+        """Return the structure of each item of the outer array, which is not empty, in order."""
+        return self._between((OPEN, COMMA), (COMMA, CLOSE))
+
+    def _between(self, opening: tuple[int, ...], closing: tuple[int, ...]) -> list[Structure]:
+        """Return the structures of the values between characters of the outer level."""
         outer = self.levels == 1
-        starts = np.flatnonzero(outer & (self.kinds == COLON)) + 1
-        ends = np.flatnonzero(outer & ((self.kinds == COMMA) | (self.kinds == CLOSE_OBJECT)))
+        starts = np.flatnonzero(outer & np.isin(self.kinds, opening)) + 1
+        ends = np.flatnonzero(outer & np.isin(self.kinds, closing))
         return [
             Structure(self.kinds[start:end], self.levels[start:end] - 1)
             for start, end in zip(starts.tolist(), ends.tolist(), strict=False)
         ]
 
 
-def scan(text: bytes | memoryview) -> Structure:
+def scan(text: bytes | memoryview, deepest: int = MAX_DEPTH) -> Structure:
     """Find the structure of a JSON text; raises TooDeep. The text need not be valid: the parser decides that."""
     plain = bytes(text)
     if b"\\" in plain:
@@ -85,8 +98,8 @@ def scan(text: bytes | memoryview) -> Structure:
     steps = _STEP[kinds]
     levels = np.cumsum(steps, dtype=np.int32)
     levels += steps == -1
-    if len(levels) and levels.max() > MAX_DEPTH:
-        raise TooDeep("depth", limit=MAX_DEPTH)
+    if len(levels) and levels.max() > deepest:
+        raise TooDeep("depth", limit=deepest)
     return Structure(kinds, levels)
 
 

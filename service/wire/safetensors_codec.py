@@ -21,7 +21,6 @@ from torch import Tensor
 from service.errors import DuplicateField, MalformedTensor, counted
 from service.tensors import (
     DTYPES,
-    MAX_RANK,
     DType,
     Fields,
     Message,

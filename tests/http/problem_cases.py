@@ -821,7 +821,7 @@ CASES = [
     Case(
         errors.DtypeMismatch,
         "overflow",
-        "{first}[1, 0] is -70000, which float16 cannot hold; ask for a wider 'dtype'.",
+        "{first}[1, 0] is -70000, which float16 cannot hold; it needs another type.",
         "/{first}/1/0",
         {"{first}": T([[0.5, float("inf"), 1.0], [-70000.0, 0.0, 70000.0]]), "dtype": "float16"},
         only=(NESTED,),
@@ -829,7 +829,7 @@ CASES = [
     Case(
         errors.DtypeMismatch,
         "overflow",
-        "weight[2] is 1e+39, which float32 cannot hold; ask for a wider 'dtype'.",
+        "weight[2] is 1e+39, which float32 cannot hold; it needs another type.",
         "/weight/2",
         {"weight": T([1, 2, 10**39])},
         where=losses,
@@ -1096,7 +1096,7 @@ CASES = [
     Case(
         errors.UnsupportedEncoding,
         "encoding",
-        "The Content-Encoding is 'gzip', but only 'identity' is accepted.",
+        "The Content-Encoding is 'gzip', but must be 'identity'.",
         headers={"Content-Type": "application/json", "Content-Encoding": "gzip"},
         body=b"{}",
     ),
