@@ -148,7 +148,8 @@ class InferEndpoint(Endpoint[Inference]):
         limit = self._most_answer_bytes
         if (size := self._largest_json(job, wanted)) > limit:
             raise ContentTooLarge("json-outputs", limit=limit, got=size)
-        return dataclasses.replace(job, destinations=self._destinations(job, wanted))
+        destinations = self._destinations(job, wanted)
+        return dataclasses.replace(job, destinations=destinations) if destinations else job
 
     def _destinations(self, job: Job, wanted: Inference) -> Mapping[str, Tensor]:
         """Return the memory of the outputs that the caller wants in shared memory; raises what is wrong with it."""

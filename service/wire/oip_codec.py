@@ -344,7 +344,7 @@ def _with_source(entry: Entry, owner: str, path: str, members: dict[str, Part], 
         raise MalformedTensor("source", pointer="/" + entry.name, name=entry.name, got=count or "none")
     if data is not None:
         _check_depth(data[1])
-    elif place is None and size != entry.size:
+    elif place is None and (type(size) is not int or size != entry.size):
         needed = counted(entry.size, "byte")
         got = shown(size) if type(size) is not int or size < 0 else counted(min(size, LARGEST_INTEGER + 1), "byte")
         raise MalformedTensor("binary", pointer="/" + entry.name, name=entry.name, needed=needed, got=got)
@@ -364,6 +364,7 @@ def _read_outputs(raw: memoryview, structure: Structure, by_default: bool) -> tu
         members = _object(owner, path, item, _OUTPUT)
         if "name" not in members:
             raise MissingField("part", pointer=f"{path}/name", owner=owner, name="name")
+        _check_depth(members["name"][1], MAX_DEPTH - 1)
         name = json_values.option("name", members["name"][0])
         parameters = _parameters(owner, path, members, _OUTPUT_PARAMETERS)
         wanted = Requested(
@@ -460,9 +461,9 @@ def _integer(name: str, value: object) -> int:
     return value
 
 
-def _check_depth(structure: Structure) -> None:
-    """Raise TooDeep where the same value would be too deep as a field of the request itself."""
-    if structure.depth >= MAX_DEPTH:
+def _check_depth(structure: Structure, deepest: int = MAX_DEPTH) -> None:
+    """Raise TooDeep where the same value would be too deep as a field of the request itself, or in its list."""
+    if structure.depth >= deepest:
         raise TooDeep("depth", limit=MAX_DEPTH)
 
 

@@ -66,6 +66,13 @@ class T:
     def shape(self) -> list[int]:
         return list(np.asarray(self.values, self.dtype).shape)
 
+    @property
+    def datatype(self) -> str:
+        return DTYPES[self.dtype].open_inference
+
+    def flat(self) -> list[Any]:
+        return list(np.asarray(self.values, self.dtype).reshape(-1).tolist())
+
     def data(self) -> bytes:
         array = np.asarray(self.values, self.dtype)
         return array.astype(array.dtype.newbyteorder("<")).tobytes()
@@ -122,6 +129,11 @@ class Endpoint:
         return f"/v1/{self.operator}" + ("/gradient" if self.gradient else "")
 
     @property
+    def infer_path(self) -> str:
+        name = self.operator.replace("-", "_") + ("_gradient" if self.gradient else "")
+        return f"/v2/models/{name}/infer"
+
+    @property
     def first(self) -> str:
         return OPERATORS[self.operator].inputs[0].name
 
@@ -145,6 +157,44 @@ class Endpoint:
 
 
 ENDPOINTS = [Endpoint(name, gradient) for name in OPERATORS for gradient in (False, True)]
+
+
+def infer_body(fields: dict[str, object], *, binary: bool) -> tuple[bytes, dict[str, str]]:
+    """Write a request in the Open Inference form by hand, and return its headers too; tensors are T, or Text of one."""
+    inputs, parameters, blocks, more = [], [], [], ""
+    for name, value in fields.items():
+        if isinstance(value, T):
+            described = f'"name": {json.dumps(name)}, "shape": {value.shape}, "datatype": "{value.datatype}"'
+            if binary:
+                blocks.append(value.data())
+                inputs.append(f'{{{described}, "parameters": {{"binary_data_size": {len(blocks[-1])}}}}}')
+            else:
+                inputs.append(f'{{{described}, "data": {json.dumps(value.flat())}}}')
+            continue
+        text = value.text if isinstance(value, Text) else json.dumps(value)
+        if name == "outputs" and text.startswith("["):
+            named = ", ".join(f'{{"name": {json.dumps(each)}}}' for each in json.loads(text))
+            more += f', "outputs": [{named}]'
+        elif name == "outputs":
+            more += f', "outputs": {text}'
+        else:
+            parameters.append(f"{json.dumps(name)}: {text}")
+    if parameters:
+        more += f', "parameters": {{{", ".join(parameters)}}}'
+    head = f'{{"inputs": [{", ".join(inputs)}]{more}}}'.encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
+    return head + b"".join(blocks), headers
+
+
+def check_refusal(response: httpx.Response, *, code: str) -> str:
+    """Assert what holds for every refusal below `/v2`, and return its sentence."""
+    assert response.headers["Content-Type"] == "application/json", response.text[:200]
+    refusal = response.json()
+    assert set(refusal) == {"error", "code"}
+    assert refusal["code"] == code, refusal["error"]
+    assert response.status_code in statuses_of(ERRORS[code])
+    assert len(response.content) <= 4096
+    return str(refusal["error"])
 
 
 def body_of(fields: dict[str, object], *, form: str = NESTED) -> bytes:

@@ -26,6 +26,8 @@ from tests.http.calling import (
 
 NAN = float("nan")
 
+TENSORS = {"{first}", "target", "weight", "grad_output"}
+
 
 def compact(dtype: str = '"float32"', shape: str = "[2, 3]", data: str = '""', more: str = "") -> Text:
     return Text(f'{{"dtype": {dtype}, "shape": {shape}, "base64": {data}{more}}}')
@@ -97,7 +99,19 @@ class Case:
     @property
     def endpoints(self) -> list[Endpoint]:
         found = [endpoint for endpoint in ENDPOINTS if self.where(endpoint)]
-        return found if "{path}" in self.path else found[:1]
+        return found if self.path in ("{path}", "{infer}") else found[:1]
+
+    @property
+    def is_inferable(self) -> bool:
+        """Whether the same request can be sent in the Open Inference form."""
+        if self.body is not None or self.settings or self.path != "{path}" or self.method != "POST":
+            return False
+        if BINARY not in self.only or list(self.headers) != ["Content-Type"]:
+            return False
+        values = [value for value in self.change.values() if value is not None]
+        is_known = self.headers["Content-Type"] in ("application/json", SAFETENSORS["Content-Type"])
+        has_tensors = all(isinstance(value, T) or name not in TENSORS for name, value in self.change.items() if value)
+        return is_known and has_tensors and not any(isinstance(value, Described) for value in values)
 
     def forms(self) -> list[str]:
         """Return in which forms the request is sent."""

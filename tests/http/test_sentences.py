@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 from service import errors
 from service.app import create_app
 from service.errors import ERRORS, RequestError
-from service.http.problems import STATUS
+from service.http.problems import STATUS, status_of
 from service.ops import OPERATORS
 from service.settings import Settings
 from tests.http.calling import (
@@ -25,9 +26,15 @@ from tests.http.calling import (
     Endpoint,
     body_of,
     check_problem,
+    check_refusal,
     client_of,
+    infer_body,
 )
-from tests.http.problem_cases import CASES, Case
+from tests.http.infer_cases import INFER_CASES
+from tests.http.problem_cases import CASES as NATIVE_CASES
+from tests.http.problem_cases import Case
+
+CASES = [*NATIVE_CASES, *INFER_CASES]
 
 OTHERWISE_PROVOKED = {
     ("internal", "bug"),
@@ -46,9 +53,10 @@ OTHERWISE_PROVOKED = {
     ("memory-budget", "engine"),
     ("engine-restarting", "restarting"),
     ("deadline-exceeded", "late"),
+    ("malformed-tensor", "region-bytes"),
 }
 """Sentences that no request alone provokes; tests of their own do: here, in test_hosts.py, test_auth.py,
-test_raw_requests.py, test_slow_callers.py, test_overload.py and test_engine_faults.py."""
+test_raw_requests.py, test_slow_callers.py, test_overload.py, test_engine_faults.py and test_shared_memory.py."""
 
 
 def _requests() -> Iterator[Any]:
@@ -69,6 +77,7 @@ def filled(value: Any, endpoint: Endpoint) -> Any:
         "first": endpoint.first,
         "owner": endpoint.operator,
         "path": endpoint.path,
+        "infer": endpoint.infer_path,
         "fields": ", ".join(endpoint.fields),
         "result": OPERATORS[endpoint.operator].outputs[0].name,
     }
@@ -102,13 +111,43 @@ async def test_a_wrong_request_is_refused_with_its_sentence(
         fields = {name: value for name, value in (endpoint.valid() | changed).items() if value is not None}
         body = body_of(fields, form=form)
 
-    response = await client_for(case).request(case.method, filled(case.path, endpoint), content=body, headers=headers)
+    path = filled(case.path, endpoint)
+    response = await client_for(case).request(case.method, path, content=body, headers=headers)
 
+    if path.startswith("/v2"):
+        assert check_refusal(response, code=case.error.code) == filled(case.detail, endpoint)
+        assert response.status_code == status_of(case.error, case.sentence)
+        return
     problem = check_problem(response, code=case.error.code)
     assert problem["detail"] == filled(
         case.typed_detail if form != NESTED and case.typed_detail else case.detail, endpoint
     )
     assert problem.get("pointer") == filled(case.pointer, endpoint)
+
+
+def _inferences() -> Iterator[Any]:
+    for case in CASES:
+        for endpoint in case.endpoints if case.is_inferable else []:
+            for binary in (False, True):
+                name = f"{case.error.code}:{case.sentence}-{endpoint.infer_path[11:-6]}{'-binary' if binary else ''}"
+                yield pytest.param(case, endpoint, binary, id=name)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("case", "endpoint", "binary"), list(_inferences()))
+async def test_the_same_mistake_is_refused_the_same_below_v2(
+    client: httpx.AsyncClient, case: Case, endpoint: Endpoint, binary: bool
+) -> None:
+    changed = {filled(name, endpoint): filled(value, endpoint) for name, value in case.change.items()}
+    fields = {name: value for name, value in (endpoint.valid() | changed).items() if value is not None}
+    body, headers = infer_body(fields, binary=binary)
+
+    response = await client.post(endpoint.infer_path, content=body, headers=headers)
+
+    # How long a text is depends on how it is written; everything else is the same.
+    told, expected = check_refusal(response, code=case.error.code), filled(case.typed_detail or case.detail, endpoint)
+    assert re.sub(r"\d+ bytes", "", told) == re.sub(r"\d+ bytes", "", expected)
+    assert response.status_code == status_of(case.error, case.sentence)
 
 
 @pytest.mark.parametrize("error", list(ERRORS.values()), ids=list(ERRORS))
