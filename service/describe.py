@@ -289,6 +289,22 @@ def infer_request(operator: Operator, gradient: bool, request: Mapping[str, Any]
     return converted | ({"parameters": options} if options else {})
 
 
+def is_inferable(request: Mapping[str, Any]) -> bool:
+    """Return whether `infer_request` can convert a request.
+
+    Not when it has compact tensors, nor numbers that are strings: those are bare literals there, which no document that
+    is JSON can show.
+    """
+    return not any(
+        isinstance(value, dict) or (name != "outputs" and _is_named(value)) for name, value in request.items()
+    )
+
+
+def _is_named(value: Any) -> bool:
+    """Return whether a list holds a number by its name, at any depth."""
+    return any(map(_is_named, value)) if isinstance(value, list) else value in NON_FINITE
+
+
 def infer_answer(operator: Operator, gradient: bool, answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON answer of nested float32 numbers in the Open Inference form."""
     outputs = [_infer_tensor(name, value, "FP32") for name, value in answer.items()]
@@ -301,7 +317,7 @@ def _infer_tensor(name: str, value: Any, datatype: str) -> dict[str, Any]:
     while isinstance(numbers[0], list):
         shape.append(len(numbers[0]))
         numbers = [number for part in numbers for number in part]
-    return {"name": name, "shape": shape, "datatype": datatype, "data": numbers}
+    return {"name": name, "datatype": datatype, "shape": shape, "data": numbers}
 
 
 def _holds_decimals(value: Any) -> bool:

@@ -107,8 +107,8 @@ class MalformedRequest(RequestError):
     title = "The request is not HTTP as this service takes it"
     mend = (
         "Send HTTP/1.1 or HTTP/1.0 as RFC 9112 writes it, with one Host header that holds a name which the service was "
-        "set up to answer for, and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is closed, "
-        "since nobody can tell where the next request would begin."
+        "set up to answer for, and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is closed "
+        "where nobody can tell where the next request would begin. Other headers that describe the body must be true."
     )
     sentences = {
         "syntax": "The request is not HTTP as RFC 9112 writes it: {got}.",
@@ -153,7 +153,8 @@ class MalformedTensor(RequestError):
         'In JSON a compact tensor is {"dtype": "float32", "shape": [2, 3], "base64": "..."}: a known type, a list of '
         "sizes, and the base64 (with padding) of exactly that many little-endian values in row-major order. In a "
         "safetensors body each tensor is described by its type, its shape and where its bytes are; the tensors follow "
-        "each other and are the whole of the data, as the libraries write them."
+        "each other and are the whole of the data, as the libraries write them. In an Open Inference request each "
+        "input has its elements in one place, and exactly as many as its shape says."
     )
     sentences = {
         "dtype": "The 'dtype' of '{name}' must be one of {expected}, but is {got}.",
@@ -419,7 +420,7 @@ class UnsupportedMediaType(RequestError):
 class UnsupportedEncoding(RequestError):
     code = "unsupported-encoding"
     title = "The body is compressed"
-    mend = "Send the body as it is, without Content-Encoding."
+    mend = "Send the body as it is, without Content-Encoding; below /v2, gzip and deflate are taken, too."
     sentences = {"encoding": "The Content-Encoding is {got}, but must be {expected}."}
 
 

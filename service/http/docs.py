@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
@@ -14,13 +14,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service import describe
-from service.errors import ERRORS, RequestError
+from service.errors import ERRORS, NotFound, RequestError
+from service.http import oip_docs
 from service.http.auth import OPEN_PATHS
 from service.http.permits import LONGEST_TIMEOUT_MS, TIMEOUT_HEADER
 from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS, status_of, statuses_of
 from service.ops.spec import Operator
 from service.tensors import DTYPES, MAX_RANK
-from service.wire import json_codec, safetensors_codec
+from service.wire import json_codec, oip_codec, safetensors_codec
 
 DESCRIPTION = """\
 Batched **softmax, log-softmax, negative log-likelihood and cross-entropy, with their gradients**, exactly as
@@ -38,6 +39,9 @@ strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 a value is the string itself, or JSON for numbers and lists. Same request, same numbers, same errors. The answer is in
 the format of the request unless `Accept` asks for the other (RFC 9110, 12.5.1: `*/*` and `application/*` mean the
 format of the request, and `;q=` says what is liked better).
+
+**Other clients.** Below `/v2` the same operators speak the Open Inference Protocol, so that clients of Triton and
+KServe work unchanged.
 
 **Errors** are `application/problem+json` (RFC 9457). Each says in `detail` what is wrong, in `pointer` where, and in
 `expected` and `got` what was wanted and what came; `type` is the address of a page that says how to mend the request.
@@ -127,6 +131,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
         "example": "decode;dur=0.041, queue;dur=0.002, compute;dur=0.187, encode;dur=0.029",
     },
+    oip_codec.JSON_BYTES_HEADER: {
+        "description": "How many bytes of an answer with binary data are JSON.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
     "Retry-After": {
         "description": "Seconds after which the request may be sent again.",
         "schema": {"type": "integer", "minimum": 0},
@@ -137,6 +145,9 @@ HEADERS: dict[str, dict[str, Any]] = {
 
 NOT_OF_OPERATORS = {"not-found", "method-not-allowed"}
 """Codes that no operator's own endpoint answers."""
+
+NOT_OF_INFERENCE = NOT_OF_OPERATORS | {"not-acceptable", "unsupported-media-type"}
+"""The same below `/v2`."""
 
 RETRY_STATUSES = {429, 503}
 """Statuses whose answers carry Retry-After."""
@@ -159,18 +170,22 @@ def recorded() -> dict[str, Any]:
     return cast(dict[str, Any], orjson.loads(files("service.http").joinpath("assets", "examples.json").read_bytes()))
 
 
-def install_openapi(app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool = False) -> None:
-    """Make `app.openapi()` return the document, built once; `has_keys` tells whether the service has API keys."""
+def install_openapi(
+    app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool = False, has_shared_memory: bool = False
+) -> None:
+    """Make `app.openapi()` return the document, built once, of a service with API keys or shared memory or not."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = build_openapi(app, operators, has_keys=has_keys)
+            app.openapi_schema = build_openapi(app, operators, has_keys=has_keys, has_shared_memory=has_shared_memory)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
 
 
-def build_openapi(app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool) -> dict[str, Any]:
+def build_openapi(
+    app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool, has_shared_memory: bool
+) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the application."""
     document = get_openapi(
         title=app.title,
@@ -182,22 +197,25 @@ def build_openapi(app: FastAPI, operators: Mapping[str, Operator], *, has_keys: 
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         tags=[
             *({"name": operator.title, "description": _first_sentence(operator)} for operator in operators.values()),
+            {"name": oip_docs.TAG, "description": oip_docs.TAG_DESCRIPTION},
             {"name": ABOUT, "description": "Health, limits, and what the operators take and give."},
         ],
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     schemas.update(describe.tensor_schemas())
-    schemas |= SAFETENSORS_SCHEMAS
+    schemas |= SAFETENSORS_SCHEMAS | oip_docs.SCHEMAS
     schemas["Problem"] = PROBLEM_SCHEMA
     components["headers"] = HEADERS
-    components["responses"] = _problem_responses()
+    inference_statuses = _by_status(NOT_OF_INFERENCE)
+    components["responses"] = _problem_responses() | oip_docs.responses(inference_statuses | {"404": [NotFound]})
     paths: dict[str, Any] = {}
     for operator, gradient in itertools.product(operators.values(), (False, True)):
         name = describe.schema_name(operator, gradient=gradient)
         schemas[name + "Request"] = describe.request_schema(operator, gradient=gradient)
         schemas[name + "Answer"] = describe.answer_schema(operator, gradient=gradient)
         paths[path_of(operator, gradient=gradient)] = {"post": _operation(operator, gradient)}
+    paths |= oip_docs.paths(operators, recorded()["answers"], inference_statuses, has_shared_memory=has_shared_memory)
     for path, item in sorted(document.get("paths", {}).items(), key=lambda pair: _place(pair[0])):
         paths[path] = {method: _probe(path, operation) for method, operation in item.items()}
     document["paths"] = paths
@@ -211,7 +229,8 @@ def build_openapi(app: FastAPI, operators: Mapping[str, Operator], *, has_keys: 
             if path in OPEN_PATHS:
                 operation["security"] = []
             else:
-                refusals = {code: {"$ref": f"#/components/responses/{_response_name(code)}"} for code in ("401", "429")}
+                kind = "Refusal" if path.startswith("/v2") else "Problem"
+                refusals = {code: {"$ref": f"#/components/responses/{kind}{code}"} for code in ("401", "429")}
                 operation["responses"] = refusals | operation["responses"]
     return document
 
@@ -318,11 +337,11 @@ def _response_name(status: str) -> str:
     return f"Problem{status}"
 
 
-def _by_status() -> dict[str, list[type[RequestError]]]:
-    """Return the errors that operators answer with, by status."""
+def _by_status(apart_from: Collection[str] = NOT_OF_OPERATORS) -> dict[str, list[type[RequestError]]]:
+    """Return the errors that operators answer with, by status, those of some codes apart."""
     by_status: dict[int, list[type[RequestError]]] = defaultdict(list)
     for error in STATUS:
-        if error.code not in NOT_OF_OPERATORS:
+        if error.code not in apart_from:
             for status in statuses_of(error):
                 by_status[status].append(error)
     return {str(status): errors for status, errors in sorted(by_status.items())}

@@ -70,6 +70,11 @@ def test_every_example_is_executed_and_answered(seen: dict[str, Any]) -> None:
         for operator in OPERATORS.values()
         for gradient in (False, True)
         for example in describe.examples(operator, gradient=gradient)
+    ] + [
+        f"infer{describe.schema_name(operator, gradient=gradient)}: {example.name}"
+        for operator, gradient in describe.models(OPERATORS)
+        for example in describe.examples(operator, gradient=gradient)
+        if describe.is_inferable(example.request)
     ]
 
     executed = {entry["name"]: (entry["status"], entry["shown"]) for entry in seen["executed"]}

@@ -6,9 +6,11 @@ import asyncio
 import re
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 import schemathesis
+from starlette.routing import Route
 
 from service import describe
 from service.app import create_app
@@ -106,6 +108,31 @@ def test_an_endpoint_documents_every_format_in_and_out(document: dict[str, Any],
     assert set(post["requestBody"]["content"]) == set(MEDIA_TYPES.values())
     assert set(post["responses"]["200"]["content"]) == set(MEDIA_TYPES.values())
     assert "`Accept`" in document["info"]["description"]
+
+
+@pytest.mark.anyio
+async def test_every_example_of_a_model_is_answered_as_the_document_says(
+    document: dict[str, Any], client: httpx.AsyncClient
+) -> None:
+    for operator, gradient in ENDPOINTS:
+        path = f"/v2/models/{describe.model_name(operator, gradient)}/infer"
+        post = document["paths"][path]["post"]
+        examples = post["requestBody"]["content"]["application/json"]["examples"]
+        answers = post["responses"]["200"]["content"]["application/json"]["examples"]
+        assert list(examples) == list(answers)
+        assert examples
+        for name, example in examples.items():
+            assert_close((await client.post(path, json=example["value"])).json(), answers[name]["value"])
+
+
+def test_everything_below_v2_is_documented() -> None:
+    app = create_app(Settings(device="cpu", shared_memory=True))
+    documented = {re.sub(r"\{\w+\}", "{}", path) for path in app.openapi()["paths"]}
+    routed = {re.sub(r"\{\w+\}", "{}", route.path) for route in app.routes if isinstance(route, Route)}
+    unversioned = {path for path in routed if path.startswith("/v2") and "/versions/" not in path}
+
+    assert {path for path in unversioned if "cuda" not in path} - {"/v2/models/{}/infer"} <= documented
+    assert "`/versions/1`" in str(app.openapi()["tags"])
 
 
 def test_the_binary_format_is_documented_with_its_types_and_limits(document: dict[str, Any]) -> None:
