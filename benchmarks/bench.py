@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from benchmarks import in_process, json_speed, loopback
+from benchmarks import in_process, json_speed, loopback, open_inference
 
 
 def main() -> None:
@@ -27,6 +27,8 @@ def main() -> None:
     in_process.measure(device, quick=arguments.quick)
     print()
     loopback.measure(device, quick=arguments.quick)
+    print()
+    open_inference.measure(device, quick=arguments.quick)
     print()
     json_speed.measure(quick=arguments.quick)
 
