@@ -86,7 +86,9 @@ def test_a_program_prints_what_the_readme_says(
     if kind not in ("python", "bash") and shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     assert [kind for kind, _ in output] == ["text"], "a program must be followed by what it prints"
-    (tmp_path / name).write_text(program.replace(ADDRESS, service.address))
+    place = service.address.removeprefix("http://")
+    program = program.replace(ADDRESS, service.address).replace(ADDRESS.removeprefix("http://"), place)
+    (tmp_path / name).write_text(program)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "GOCACHE": str(tmp_path / "cache")}
 
