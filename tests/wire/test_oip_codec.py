@@ -77,7 +77,7 @@ def tensor_sets(draw: st.DrawFn) -> dict[str, Tensor]:
     }
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(tensors=tensor_sets(), data=st.data())
 def test_any_tensors_survive_each_in_its_own_way(tensors: dict[str, Tensor], data: st.DataObject) -> None:
     finite = {
@@ -92,7 +92,7 @@ def test_any_tensors_survive_each_in_its_own_way(tensors: dict[str, Tensor], dat
     assert all(same_bits(message.tensors[name].values, tensor) for name, tensor in finite.items())
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(tensors=tensor_sets(), binary=st.booleans())
 def test_an_answer_is_what_the_client_reads(tensors: dict[str, Tensor], binary: bool) -> None:
     tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
@@ -136,7 +136,7 @@ def test_an_answer_is_a_view_of_its_tensors() -> None:
     assert np.frombuffer(pieces[-1], np.float32).tolist() == [7.0] * 64
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(
     json_bytes=st.integers(1, 500),
     inputs=st.lists(st.tuples(st.sampled_from(list(DTYPES)), st.integers(0, 60)), max_size=4),
@@ -174,7 +174,7 @@ def test_literals_outside_strings_are_put_in_quotes(text: str, quoted: str) -> N
     assert with_numbers(text.encode()) == quoted.encode()
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from([0.5, math.nan, math.inf, -math.inf, 3]), min_size=1), st.text(max_size=20))
 def test_any_literals_are_read_as_python_reads_them(numbers: list[float], word: str) -> None:
     entry = {"name": "values", "shape": [len(numbers)], "datatype": "FP64", "data": numbers}
@@ -207,6 +207,36 @@ def test_what_comes_of_a_head_that_comes_again_is_not_shared() -> None:
 
     assert decode(head).options == {"word": "mean"}
     assert decode(head).tensors["values"].values.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["a", "1b4e28ba-2fa1-11d2-883f-0016d3cca427", "", "\u20ac", 'x"y', "x\\", "7" * 200])
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_every_request_keeps_its_own_id(name: str, place: str) -> None:
+    for number in range(3):
+        request: dict[str, Any] = {"id": name + str(number) if name else "", "inputs": [FITTING]}
+        members = request if place == "first" else dict(reversed(request.items()))
+
+        head = oip_codec.read_head(json.dumps(members).encode(), FIELDS)
+
+        assert head.id == request["id"]
+        assert len(head.entries) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id": "a", "id": "b"}',
+        '{"id": "a", "id": ""}',
+        '{"parameters": {"id": "a"}}',
+        '{"inputs": [{"id": "a"}]}',
+        '{"id": "a"} {}',
+        '{"id" "a": "id": "b"}',
+    ],
+)
+def test_an_id_in_the_wrong_place_is_refused_whatever_it_is(text: str) -> None:
+    for word in ("a", "c", ""):
+        with pytest.raises(RequestError):
+            oip_codec.read_head(text.replace('"a"', f'"{word}"').encode(), FIELDS)
 
 
 @pytest.mark.parametrize(("timeout", "seconds"), [(None, None), (0, None), (1, 1e-6), (2_500_000, 2.5)])
@@ -452,7 +482,7 @@ def read_or_refused(head: bytes, data: bytes) -> Message | RequestError:
         return error
 
 
-@settings(max_examples=2000)
+@settings(max_examples=1000)
 @given(damaged())
 def test_a_damaged_body_is_refused_or_read_as_python_reads_it(body: tuple[bytes, bytes]) -> None:
     head, data = body
@@ -471,7 +501,7 @@ def test_a_damaged_body_is_refused_or_read_as_python_reads_it(body: tuple[bytes,
         assert dtype_of(tensor.values).open_inference == inputs[name]["datatype"]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.binary(max_size=200), st.binary(max_size=16))
 def test_any_bytes_are_read_or_refused(head: bytes, data: bytes) -> None:
     found = read_or_refused(head, data)
