@@ -21,7 +21,7 @@ from service.http.envelope import Envelope
 from service.http.explore import explorer_routes
 from service.http.hosts import Hosts
 from service.http.infer import infer_endpoints
-from service.http.oip_routes import OpenInference
+from service.http.oip_routes import OpenInference, refuse_other_pages
 from service.http.pages import page_routes
 from service.http.permits import Gate
 from service.http.probes import check_examples, probe_router
@@ -68,6 +68,8 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     checks = [Hosts(settings.host_names).check]
     if settings.api_keys is not None:
         checks.append(Keys(read_keys(settings.api_keys), settings.rate_per_key).check)
+    if settings.shared_memory:
+        checks.append(refuse_other_pages)
     checks.append(check_path)
     operators = dict(operators)
     engine = Engine(choose_device(settings.device), threads=settings.threads, queue_seconds=settings.queue_seconds)

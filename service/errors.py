@@ -121,6 +121,7 @@ class MalformedRequest(RequestError):
         "no-host": "The request has no Host header, but HTTP/1.1 needs one.",
         "two-hosts": "The request has {got} Host headers, but must have one.",
         "host": "The Host is '{got}', but this service answers only for {expected}.",
+        "origin": "The request comes from a page of {got}, but this service has shared memory, which is not for pages.",
         "json-bytes": "The Inference-Header-Content-Length is {got}, but must be {expected}.",
         "compression": "The body is not whole and valid {expected}, as its Content-Encoding says.",
     }

@@ -9,12 +9,13 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Scope
 
 from service import __version__, describe, metrics
-from service.errors import NotFound, RequestError, clip
+from service.errors import MalformedRequest, NotFound, RequestError, clip
 from service.http.body import RequestBody
 from service.http.exchange import exchange_of
-from service.http.problems import refusal, unknown_model
+from service.http.problems import is_open_inference, refusal, unknown_model
 from service.http.state import State
 from service.metrics import ANSWERED, REFUSED, Totals
 from service.ops.spec import Operator
@@ -170,6 +171,20 @@ class OpenInference:
 
     async def _forget_nothing(self, _: Request) -> Response:
         return Response()
+
+
+def refuse_other_pages(scope: Scope) -> None:
+    """Raise MalformedRequest for a request below `/v2` that a page of another origin makes.
+
+    A browser sends it without asking, since it needs no Content-Type; with shared memory it could do harm even though
+    the page never sees the answer.
+    """
+    if not is_open_inference(scope):
+        return
+    headers = dict(scope["headers"])
+    origin: bytes | None = headers.get(b"origin")
+    if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
+        raise MalformedRequest("origin", got=f"'{clip(origin.decode('latin-1'))}'")
 
 
 def statistics(model: str, totals: Totals) -> dict[str, Any]:

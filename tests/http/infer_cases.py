@@ -545,4 +545,14 @@ INFER_CASES = [
         body=b"",
         headers={"Host": "example.org"},
     ),
+    Case(
+        errors.MalformedRequest,
+        "origin",
+        "The request comes from a page of 'https://example.org', but this service has shared memory, which is not for "
+        "pages.",
+        path="/v2/systemsharedmemory/region/r/register",
+        body=b"{}",
+        headers={"Origin": "https://example.org"},
+        settings={"shared_memory": True},
+    ),
 ]

@@ -286,6 +286,22 @@ async def client_off(app: Any) -> Any:
         yield client
 
 
+@pytest.mark.anyio
+async def test_the_services_own_pages_may_ask_and_others_only_where_there_is_no_shared_memory(
+    client_off: httpx.AsyncClient,
+) -> None:
+    body = json.dumps({"inputs": [{"name": "logits", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]})
+    path, other = "/v2/models/softmax/infer", {"Origin": "http://example.org"}
+
+    assert (await client_off.post(path, content=body, headers=other)).status_code == 200
+    async with client_of(create_app(Settings(threads=1, device="cpu", shared_memory=True))) as client:
+        own = await client.post(path, content=body, headers={"Origin": "http://127.0.0.1"})
+        foreign = await client.post(path, content=body, headers=other)
+        elsewhere = await client.get("/v1/limits", headers=other)
+
+    assert (own.status_code, foreign.status_code, elsewhere.status_code) == (200, 400, 200)
+
+
 def test_a_region_belongs_to_one_process_so_there_may_be_one_only() -> None:
     with pytest.raises(ValueError, match="LOSS_SHARED_MEMORY needs LOSS_WORKERS to be 1"):
         Settings(shared_memory=True, workers=2)
