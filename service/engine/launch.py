@@ -149,6 +149,7 @@ class Launch:
     def _end(self) -> None:
         """Tell whoever waits; no worker is in a step any longer."""
         execution, error = self._execution, self._failure
+        self._steps.function = _nothing  # no cycle: whatever memory the job lies in is let go with the launch
         if error is None and execution is not None:
             try:
                 answer = execution.finish()
@@ -259,6 +260,7 @@ class StackedLaunch:
         with self._lock:
             self._is_open = False
         self._close()
+        self._close = self._steps.function = _nothing
         members = [member for member in self._members if _is_in_time(member)]
         if not members:
             return
@@ -294,6 +296,10 @@ class StackedLaunch:
             self._place.free_memory()
         for member in members:
             Launch(self._place, member).start()
+
+
+def _nothing() -> None:
+    """Stand for a step that has been taken."""
 
 
 def _is_in_time(member: Member) -> bool:

@@ -392,6 +392,15 @@ async def test_what_only_clients_write_is_no_reason_to_refuse(client: httpx.Asyn
     assert torch.allclose(inferred(await post(client, **request))["probs"], PROBS)
 
 
+async def test_a_deadline_in_the_body_is_heeded(client: httpx.AsyncClient) -> None:
+    late = await post(client, inputs=[LOGITS], parameters={"timeout": 1})
+    in_time = await post(client, inputs=[LOGITS], parameters={"timeout": 10**7})
+
+    assert late.status_code == 504
+    check_refusal(late, code="deadline-exceeded")
+    assert in_time.status_code == 200
+
+
 async def test_a_service_that_is_not_ready_says_so_in_both_protocols(app: FastAPI) -> None:
     unready = create_app(Settings(threads=1, device="cpu"))
     async with client_of(unready) as client:
