@@ -13,8 +13,8 @@ class MalformedRequestError(RequestRefusedError):
     """The request is not HTTP as this service takes it.
 
     Send HTTP/1.1 or HTTP/1.0 as RFC 9112 writes it, with one Host header that holds a name which the service was set up
-    to answer for, and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is closed, since nobody
-    can tell where the next request would begin.
+    to answer for, and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is closed where nobody
+    can tell where the next request would begin. Other headers that describe the body must be true.
     """
 
     CODE: ClassVar[str] = "malformed-request"
@@ -40,7 +40,8 @@ class MalformedTensorError(RequestRefusedError):
     In JSON a compact tensor is {"dtype": "float32", "shape": [2, 3], "base64": "..."}: a known type, a list of sizes,
     and the base64 (with padding) of exactly that many little-endian values in row-major order. In a safetensors body
     each tensor is described by its type, its shape and where its bytes are; the tensors follow each other and are the
-    whole of the data, as the libraries write them.
+    whole of the data, as the libraries write them. In an Open Inference request each input has its elements in one
+    place, and exactly as many as its shape says.
     """
 
     CODE: ClassVar[str] = "malformed-tensor"
@@ -233,7 +234,7 @@ class UnsupportedMediaTypeError(RequestRefusedError):
 class UnsupportedEncodingError(RequestRefusedError):
     """The body is compressed.
 
-    Send the body as it is, without Content-Encoding.
+    Send the body as it is, without Content-Encoding; below /v2, gzip and deflate are taken, too.
     """
 
     CODE: ClassVar[str] = "unsupported-encoding"
