@@ -205,7 +205,8 @@ class ArrivingLaunch(Launch):
                 self._place.queue.extend(self._steps, self._offered - before)
 
     def complete(self) -> Future[Answer]:
-        """Take note that all rows are there; return what the launch comes to."""
+        """Take note that all rows are there; return what the launch comes to. Its time is counted from here."""
+        self._started = self._member.submitted = time.perf_counter()
         self.note_arrived(self._member.job.layout.outer)
         self._step_ended(time.perf_counter())
         return self._member.ended

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -18,15 +16,12 @@ from service.ops.bind import Job
 LEAST_BODY_BYTES = 1 << 23
 """A smaller body is there before the workers have woken up."""
 
-PIECE_BYTES = 1 << 22
-"""So many bytes are received before the workers are told."""
-
 LEAST_CLASSES = 256
 """Of shorter rows there are so many that even looking at their targets would hold the event loop."""
 
 
 class Arrival:
-    """What is begun with a body that has not all arrived; as a context manager it ends what nobody finishes.
+    """What is begun with a body that has not all arrived; to be ended with `answer` or `drop`.
 
     Rows can be computed as they come when the tensor that they are in is the last of the body, with the classes last
     in it, and nobody else waits for the workers. Everything else is as ever: what is wrong with a request is said when
@@ -96,12 +91,8 @@ class Arrival:
         assert launch is not None  # noqa: S101  # there is a job
         return await self._engine.finish(launch)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def drop(self) -> None:
+        """End what was begun, if anything; no worker touches the body's memory afterwards."""
         if (launch := self._launch) is not None:
             self._launch = None
             await self._engine.drop(launch)

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from service.errors import ContentTooLarge, RequestError
 from service.http.compression import PIECE_BYTES, Inflater
-from service.http.connection import connection_of
+from service.http.connection import Connection, connection_of
 from service.http.limits import DRAIN_BYTES, DRAIN_SECONDS, KEPT_BYTES
 from service.http.problems import Reply
 from service.http.receiver import ClientDisconnectedError
 from service.tensors import array_of
 
 SERVICE_UNAVAILABLE = 503
+
+NOTED_BYTES = 1 << 22
+"""Bytes of a body that arrive before anybody is told."""
 
 SLICE_BYTES = 1 << 20
 """Largest piece of an answer that is handed to the server at once."""
@@ -35,6 +38,8 @@ class RequestBody:
         self.declared = int(length) if length.isdigit() else None
         self.cover: Callable[[int], Awaitable[None]] | None = None
         """Reserves memory for so many bytes, before more of a body without a declared length is read."""
+        self.note: Callable[[memoryview, int], None] | None = None
+        """Is told, of a body that is read into a buffer, how many bytes are there: every NOTED_BYTES and in the end."""
         self.connection = connection_of(scope)
         self.received = 0
         self._is_complete = False
@@ -90,14 +95,26 @@ class RequestBody:
         body[prefix_bytes : prefix_bytes + len(first)] = first
         filled = prefix_bytes + len(first)
         if self.connection is not None:
-            await self.connection.receive_into(body[filled:], size)
-            self._is_complete = True
-            self.received = size
-        else:
-            async for chunk in chunks:
-                body[filled : filled + len(chunk)] = chunk
-                filled += len(chunk)
+            await self._receive_rest(self.connection, body, filled)
+            return body
+        noted = 0
+        async for chunk in chunks:
+            body[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+            if self.note is not None and (filled - noted >= NOTED_BYTES or filled == size):
+                self.note(body, filled)
+                noted = filled
         return body
+
+    async def _receive_rest(self, connection: Connection, body: memoryview, filled: int) -> None:
+        step = len(body) if self.note is None else NOTED_BYTES
+        while filled < len(body):
+            piece = body[filled : filled + step]
+            await connection.receive_into(piece, len(body))
+            filled = self.received = filled + len(piece)
+            if self.note is not None:
+                self.note(body, filled)
+        self._is_complete = True
 
     async def read_inflated(self, limit: int, too_large: str, inflater: Inflater, free: int) -> memoryview:
         """Return the whole body, its compression undone, in writable memory with `free` bytes before it.

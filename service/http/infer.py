@@ -107,6 +107,14 @@ class InferEndpoint(Endpoint[Inference]):
         if (seconds := wanted.head.timeout_seconds) is not None:
             permit.bring_forward(Deadline(exchange.started + seconds, int(seconds * 1e3)))
 
+    def _last_tensor(self, content: memoryview, there: int, request: Format, wanted: Inference) -> int | None:
+        json_bytes = wanted.json_bytes or 0
+        if there < json_bytes:
+            return None
+        self._read_head(content, wanted)
+        binary = [entry for entry in wanted.head.entries if entry.is_binary and entry.size]
+        return json_bytes + max((entry.begin for entry in binary), default=0)
+
     async def _read(
         self, body: RequestBody, request: Format, wanted: Inference, memory: Borrowed
     ) -> bytes | memoryview:
@@ -135,14 +143,18 @@ class InferEndpoint(Endpoint[Inference]):
         json_bytes = len(content) if wanted.json_bytes is None else wanted.json_bytes
         return json_bytes <= INLINE_BYTES["json"] and len(content) <= INLINE_BYTES["safetensors"]
 
+    def _read_head(self, content: bytes | memoryview, wanted: Inference) -> None:
+        """Read what the JSON of a request says."""
+        if wanted.json_bytes == 0:
+            wanted.head = oip_codec.raw_head(len(content), self._fields, self._required)
+        else:
+            wanted.head = oip_codec.read_head(bytes(content[: wanted.json_bytes]), self._fields)
+
     def _prepare(self, content: bytes | memoryview, request: Format, wanted: Inference) -> Job:
         json_bytes = len(content) if wanted.json_bytes is None else wanted.json_bytes
         if json_bytes > len(content):
             raise self._beyond(json_bytes, len(content))
-        if wanted.json_bytes == 0:
-            wanted.head = oip_codec.raw_head(len(content), self._fields, self._required)
-        else:
-            wanted.head = oip_codec.read_head(bytes(content[:json_bytes]), self._fields)
+        self._read_head(content, wanted)
         message = oip_codec.decode(wanted.head, memoryview(content)[json_bytes:], self._regions.view)
         job = bind(self._operator, message, gradient=self._gradient)
         limit = self._most_answer_bytes

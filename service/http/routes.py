@@ -22,6 +22,7 @@ from service.engine.batch import Answer
 from service.engine.buffers import BufferPool
 from service.engine.scheduler import Engine
 from service.errors import ERRORS, ContentTooLarge, Internal, RequestError
+from service.http.arrival import LEAST_BODY_BYTES, Arrival
 from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
@@ -113,31 +114,26 @@ class Endpoint(ABC, Generic[Wanted]):
         permit = self._gate.permit(body.headers, exchange.started, scope, body.receive)
         memory = Borrowed(self._engine.buffers)
         try:
-            content = await self._receive(body, exchange, wanted, permit, memory)
-            job = await self._bound(content, wanted, exchange, permit)
-            size = self._largest_answer(job, wanted)
-            if not permit.may_compute(job, len(content), size, self._answered_like(wanted)):
-                await permit.wait_for()
-            if self._engine.is_tiny(job):
-                has_company = body.connection is not None and body.connection.has_company
-                compute = self._engine.compute_together(job) if has_company else None
-                memory.answer = self._engine.compute(job) if compute is None else await compute
+            if body.declared is not None and body.declared >= LEAST_BODY_BYTES:
+                content, job = await self._computed_on_arrival(body, exchange, wanted, permit, memory)
             else:
-                permit.enter((self._name, exchange.format), len(content))
-                memory.answer = await self._engine.submit(job, permit.ticket)
+                content = await self._receive(body, exchange, wanted, permit, memory)
+                job = await self._computed(content, body, exchange, wanted, permit, memory=memory)
+            size = self._largest_answer(job, wanted)
             timing, started = exchange.timing, time.perf_counter()
             permit.deadline.check_at(started)
             exchange.rows = job.layout.rows
-            timing.queue, timing.compute = memory.answer.queue_seconds, memory.answer.compute_seconds
+            answer = cast(Answer, memory.answer)
+            timing.queue, timing.compute = answer.queue_seconds, answer.compute_seconds
             at_once = self._is_encoded_at_once(size, wanted)
-            reply = await self._where_it_fits(permit, at_once, self._encode, job, memory.answer, wanted)
+            reply = await self._where_it_fits(permit, at_once, self._encode, job, answer, wanted)
             timing.encode = time.perf_counter() - started
             permit.note_done()
             if not reply.is_borrowed:
                 memory.give_back()
                 await send_reply(send, reply, [timing.header()])
             elif await send_borrowed(send, reply, [timing.header()], scope):
-                del job, reply, content
+                del job, reply, content, answer
                 memory.give_back()
         except RequestError:
             memory.give_back()
@@ -149,6 +145,55 @@ class Endpoint(ABC, Generic[Wanted]):
             raise
         finally:
             permit.close()
+
+    async def _computed(
+        self,
+        content: bytes | memoryview,
+        body: RequestBody,
+        exchange: Exchange,
+        wanted: Wanted,
+        permit: Permit,
+        *,
+        memory: Borrowed,
+    ) -> Job:
+        """Decode, bind and compute: a tiny job where it is, with those that came with it, any other in the workers."""
+        job = await self._bound(content, wanted, exchange, permit)
+        if not permit.may_compute(job, len(content), self._largest_answer(job, wanted), self._answered_like(wanted)):
+            await permit.wait_for()
+        if not self._engine.is_tiny(job):
+            permit.enter((self._name, exchange.format), len(content))
+            memory.answer = await self._engine.submit(job, permit.ticket)
+        elif body.connection is not None and body.connection.has_company:
+            memory.answer = await self._engine.compute_together(job)
+        else:
+            memory.answer = self._engine.compute(job)
+        return job
+
+    async def _computed_on_arrival(
+        self, body: RequestBody, exchange: Exchange, wanted: Wanted, permit: Permit, memory: Borrowed
+    ) -> tuple[bytes | memoryview, Job]:
+        """Receive a large body and compute it, where possible while the rest of it arrives."""
+
+        def may_compute(job: Job, content: memoryview) -> bool:
+            return permit.may_compute(job, len(content), self._largest_answer(job, wanted), self._answered_like(wanted))
+
+        arrival = Arrival(
+            self._engine,
+            permit.deadline,
+            lambda content: self._prepare(content, exchange.format, wanted),
+            lambda content, there: self._last_tensor(content, there, exchange.format, wanted),
+            may_compute,
+        )
+        body.note = arrival.note
+        try:
+            content = await self._receive(body, exchange, wanted, permit, memory)
+            if arrival.job is None:
+                return content, await self._computed(content, body, exchange, wanted, permit, memory=memory)
+            self._note_deadline(permit, exchange, wanted)
+            memory.answer = await arrival.answer()
+            return content, arrival.job
+        finally:
+            await arrival.drop()
 
     async def _receive(
         self, body: RequestBody, exchange: Exchange, wanted: Wanted, permit: Permit, memory: Borrowed
@@ -223,6 +268,10 @@ class Endpoint(ABC, Generic[Wanted]):
     ) -> bytes | memoryview: ...
 
     @abstractmethod
+    def _last_tensor(self, content: memoryview, there: int, request: Format, wanted: Wanted) -> int | None:
+        """Return where the data of a body's last tensor begins, None while the `there` bytes that came do not tell."""
+
+    @abstractmethod
     def _is_decoded_at_once(self, content: bytes | memoryview, request: Format, wanted: Wanted) -> bool:
         """Return whether a body is small enough for the event loop."""
 
@@ -271,6 +320,9 @@ class OperatorEndpoint(Endpoint[Format]):
 
     def _answered_like(self, wanted: Format) -> Format:
         return wanted
+
+    def _last_tensor(self, content: memoryview, there: int, request: Format, wanted: Format) -> int | None:
+        return safetensors_codec.last_tensor(self._fields, content, there)
 
     async def _read(self, body: RequestBody, request: Format, wanted: Format, memory: Borrowed) -> bytes | memoryview:
         if request == "json":
