@@ -17,7 +17,7 @@ import torch
 
 from service.engine import faults
 from service.engine.admission import Ticket
-from service.engine.batch import Answer, Block, Execution
+from service.engine.batch import Answer, Execution
 from service.engine.buffers import BufferPool
 from service.engine.queue import StepQueue, Steps
 from service.engine.stack import MOST_ELEMENTS, MOST_ROWS, Stack
@@ -178,43 +178,57 @@ class Launch:
 class ArrivingLaunch(Launch):
     """A launch whose rows still arrive: a block is offered to the workers once all of its rows are there.
 
-    Whoever receives them says so with `note_arrived`, and in the end calls `complete` or `abandon`, once.
+    Until the last row has come only `most_at_once` blocks are computed at a time: receiving needs the processor, too.
+    Whoever receives rows says so with `note_arrived`, and in the end calls `complete` or `abandon`, once.
     """
 
-    def __init__(self, place: Workplace, member: Member) -> None:
+    def __init__(self, place: Workplace, member: Member, most_at_once: int) -> None:
         """Prepare the computation; nothing of the rows themselves is looked at."""
         super().__init__(place, member)
         self._steps = Steps(self._step, 0, member.ticket.due)
+        self._most_at_once = most_at_once
+        self._arrived = 0
         self._offered = 0
         self._started = time.perf_counter()
-        self._blocks = self._prepared_blocks()
-
-    def _prepared_blocks(self) -> tuple[Block, ...]:
         self._check()
         self._execution = self._prepared()
-        return self._execution.blocks
+        self._blocks = self._execution.blocks
 
     def note_arrived(self, rows: int) -> None:
         """Take note that the first `rows` rows are there."""
         with self._lock:
-            before = self._offered
-            while self._offered < len(self._blocks) and self._blocks[self._offered].outer.stop <= rows:
-                self._offered += 1
-            if self._failure is None and self._offered > before:
-                self._outstanding += self._offered - before
-                self._place.queue.extend(self._steps, self._offered - before)
+            while self._arrived < len(self._blocks) and self._blocks[self._arrived].outer.stop <= rows:
+                self._arrived += 1
+            self._offer()
+
+    def _offer(self) -> None:
+        """Offer blocks to the workers; the lock must be held."""
+        count = self._arrived - self._offered
+        if self._arrived < len(self._blocks):
+            count = min(count, self._most_at_once - (self._outstanding - 1))
+        if self._failure is None and count > 0:
+            self._offered += count
+            self._outstanding += count
+            self._place.queue.extend(self._steps, count)
+
+    def _step_ended(self, started: float) -> None:
+        with self._lock:
+            self._outstanding -= 1
+            self._offer()
+            self._outstanding += 1
+        super()._step_ended(started)
 
     def complete(self) -> Future[Answer]:
         """Take note that all rows are there; return what the launch comes to. Its time is counted from here."""
         self._started = self._member.submitted = time.perf_counter()
         self.note_arrived(self._member.job.layout.outer)
-        self._step_ended(time.perf_counter())
+        super()._step_ended(self._started)
         return self._member.ended
 
     def abandon(self) -> Future[Answer]:
         """Stop at the next block, with rows missing; the future is done once no worker touches the job's memory."""
-        self._stop(GivenUpError())
-        self._step_ended(time.perf_counter())
+        self.stop()
+        super()._step_ended(time.perf_counter())
         return self._member.ended
 
 

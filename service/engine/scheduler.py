@@ -112,7 +112,7 @@ class Engine:
         ticket = self._ticket_for(job.first.numel() * job.first.dtype.itemsize)
         ticket.deadline = deadline
         self.start_workers()
-        return ArrivingLaunch(self, Member(job, ticket))
+        return ArrivingLaunch(self, Member(job, ticket), max(1, self._threads // 2))
 
     @staticmethod
     async def finish(launch: ArrivingLaunch) -> Answer:

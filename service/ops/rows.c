@@ -3,8 +3,8 @@
  * For a row z of C logits: m = max z, t the first place of m, e_j = e^(z_j - m), R = sum of e_j over j != t, S = 1 + R.
  * R is summed apart from the 1 so that ln S = log1p(R) and 1 - q_t = R / S keep their digits in confident rows.
  *
- * The order of every operation is written out: LANES sums beside each other, flushed to double every FLUSH chunks, and
- * fused multiply-adds only where fma stands. So a row has the same bits on every processor, whatever the width of its
+ * The order of every operation is written out: LANES sums beside each other, flushed to double every FLUSH chunks (one
+ * sum in the order of the classes where a row is SHORT), and fused multiply-adds only where fma stands. So a row has the same bits on every processor, whatever the width of its
  * vectors, provided the compiler neither reorders nor contracts (-ffp-contract=off, no -ffast-math).
  *
  * `out` may be `logits` itself. A NaN anywhere in a row, and an infinite m, make R and all of the row NaN.
@@ -70,8 +70,10 @@ INLINE double exp_double(double x, double low) {
     return p * a.f * b.f;
 }
 
-#define LANES 64
-#define FLUSH 16
+#define LANES 64    /* sums beside each other in a row */
+#define FLUSH 16    /* chunks of LANES that are summed in the element type */
+#define SHORT 128   /* rows of so many classes are computed beside each other, not each by itself */
+#define TOGETHER 16 /* so many of them */
 
 #define T float
 #define NAME(name) name##_float
