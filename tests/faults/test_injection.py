@@ -25,10 +25,12 @@ from tests.http.calling import ENDPOINTS, REQUEST_ID, safetensors_file
 from tests.support.raw_http import Listening, read_to_the_end, request
 from tests.support.straight import ask_straight
 
+AS_JSON = "Content-Type: application/json"
+
 VECTORS = [
-    '\n{"level": "info", "message": "forged"}', "\r\nforged: line", "\x1b[31mred\x1b[0m", "\x00", "\x07\x08\x7f", "\u2028",
-    "\u2029", "\x85", "%n%s%(message)s{0}{message}", "${jndi:ldap://x}", "\\n", '"', "'; --", "<script>", "\ud7ff", "é" * 300,
-    "x" * 100_000, "\u202e\u2066", "\n" * 50, "../../etc/passwd",
+    '\n{"level": "info", "message": "forged"}', "\r\nforged: line", "\x1b[31mred\x1b[0m", "\x00", "\x07\x08\x7f",
+    "\u2028", "\u2029", "\x85", "%n%s%(message)s{0}{message}", "${jndi:ldap://x}", "\\n", '"', "'; --", "<script>",
+    "\ud7ff", "é" * 300, "x" * 100_000, "\u202e\u2066", "\n" * 50, "../../etc/passwd",
 ]  # fmt: skip
 
 
@@ -50,12 +52,11 @@ def smuggling(vector: str) -> Iterator[bytes]:
     """Yield requests that carry a text everywhere a text can stand."""
     data = vector.encode()
     escaped = json.dumps(vector)
-    JSON = "Content-Type: application/json"
-    yield request("POST", f"/v1/{quote(vector)}"[:4000], JSON, body=b"{}")
-    yield request("POST", f"/v1/softmax?{quote(vector)}"[:4000], JSON, body=b'{"logits": [1.0]}')
-    yield request("POST", "/v1/softmax", JSON, body=f"{{{escaped}: [1.0]}}".encode())
-    yield request("POST", "/v1/softmax", JSON, body=f'{{"logits": [1.0], "reduction": {escaped}}}'.encode())
-    yield request("POST", "/v1/softmax", JSON, body=f'{{"logits": [1.0], "outputs": [{escaped}]}}'.encode())
+    yield request("POST", f"/v1/{quote(vector)}"[:4000], AS_JSON, body=b"{}")
+    yield request("POST", f"/v1/softmax?{quote(vector)}"[:4000], AS_JSON, body=b'{"logits": [1.0]}')
+    yield request("POST", "/v1/softmax", AS_JSON, body=f"{{{escaped}: [1.0]}}".encode())
+    yield request("POST", "/v1/softmax", AS_JSON, body=f'{{"logits": [1.0], "reduction": {escaped}}}'.encode())
+    yield request("POST", "/v1/softmax", AS_JSON, body=f'{{"logits": [1.0], "outputs": [{escaped}]}}'.encode())
     header = f'{{{escaped}: {{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}}}'
     yield request("POST", "/v1/softmax", "Content-Type: application/x-safetensors", body=safetensors_file(header))
     for name in (b"Content-Type", b"Accept", b"X-Request-Id", b"Host", b"X-Request-Timeout-Ms", b"User-Agent"):

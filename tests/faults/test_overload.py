@@ -68,7 +68,7 @@ LONG = Bounds(20.0, {2.0: 0.95, 10.0: 0.9}, admitted=1.0, refused_ms=2.0)
 def test_goodput_under_overload_is_that_of_the_peak(
     engine_of_one: Listening, bounds: Bounds, tmp_path: Path, tell: Tell
 ) -> None:
-    service, port = engine_of_one.service, engine_of_one.service.port
+    port = engine_of_one.service.port
     answered_path, refused_path = tmp_path / "answered", tmp_path / "refused"
     answered_path.write_bytes(large())
     refused_path.write_bytes(large(OUT_OF_TIME))

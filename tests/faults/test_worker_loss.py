@@ -1,4 +1,4 @@
-"""Workers are killed while they work: nobody hangs, nobody gets a wrong answer, and soon there are as many as before."""
+"""Workers are killed at work: nobody hangs, no answer is wrong, and soon there are as many workers as before."""
 
 from __future__ import annotations
 

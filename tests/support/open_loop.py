@@ -1,8 +1,8 @@
 """Load in processes of its own, open-loop: requests come when they come, however slow the answers are.
 
 `python -m tests.support.open_loop` reads one order in JSON from standard input and writes what happened to standard
-output. Whoever sends the next request only after the last answer (wrk, most scripts) slows down with the service, and so
-never overloads it. Here the times of arrival are drawn beforehand (Poisson), and latency counts from them.
+output. Whoever sends the next request only after the last answer (wrk, most scripts) slows down with the service, and
+so never overloads it. Here the times of arrival are drawn beforehand (Poisson), and latency counts from them.
 """
 
 from __future__ import annotations
