@@ -47,7 +47,8 @@ ODD_HEADERS = [
     "Content-Type: text/plain", "Content-Type: application/json; charset=utf-16", "Content-Type: ", "Accept: text/html",
     "Content-Type: application/x-safetensors", "Content-Type: application/json", "Accept: ;q=", "Accept: */*;q=0",
     "Content-Encoding: gzip", "Content-Encoding: identity, gzip", "X-Request-Timeout-Ms: -1",
-    "X-Request-Timeout-Ms: 1e9", "X-Request-Timeout-Ms: abc", "X-Request-Timeout-Ms: 99999999999999999999", "X-Request-Timeout-Ms: 60000",
+    "X-Request-Timeout-Ms: 1e9", "X-Request-Timeout-Ms: abc",
+    "X-Request-Timeout-Ms: 99999999999999999999", "X-Request-Timeout-Ms: 60000",
     "X-Request-Id: " + "x" * 65, "X-Request-Id: a b", "X-Request-Id: \x1b[31m", "Host: evil.example", "Host: [::1",
     "Origin: null", "Authorization: Bearer \x00", "Accept-Encoding: gzip", "traceparent: 00-zz-zz-00",
 ]  # fmt: skip
