@@ -83,7 +83,7 @@ def test_goodput_under_overload_is_that_of_the_peak(
         f"({refusal_cost * 1e3:.2f} ms of processor); {dict(refusals.counts)}"
     )
 
-    assert set(refusals.counts) == {"503"}
+    assert set(refusals.counts) <= {"503", "504"}
     for times, least in bounds.goodput.items():
         with probing(port, "new", 10.0) as probes:
             outcome = offer(Order(port, str(answered_path), bounds.seconds, rate=times * peak.goodput))
@@ -119,7 +119,7 @@ RATE = 50.0
 
 
 @pytest.mark.parametrize(
-    ("seconds", "times"), [(1.5, 8.0), pytest.param(20.0, 1.5, marks=pytest.mark.faults)], ids=["short", "long"]
+    ("seconds", "times"), [(1.5, 20.0), pytest.param(20.0, 1.5, marks=pytest.mark.faults)], ids=["short", "long"]
 )
 def test_a_noisy_key_takes_nothing_from_a_quiet_one(seconds: float, times: float, tmp_path: Path, tell: Tell) -> None:
     keys = tmp_path / "keys"
@@ -129,10 +129,10 @@ def test_a_noisy_key_takes_nothing_from_a_quiet_one(seconds: float, times: float
         (tmp_path / name).write_bytes(request)
     flags = (f"--api-keys={keys}", f"--rate-per-key={RATE}", "--device=cpu", "--log-level=error")
     with listening("tcp", *flags) as running:
-        quiet = Order(running.service.port, str(tmp_path / "quiet"), seconds, rate=RATE / 2)
+        quiet = Order(running.service.port, str(tmp_path / "quiet"), seconds, rate=RATE / 2, patience=5.0)
 
         alone = offer(quiet)
-        noise = Load(Order(running.service.port, str(tmp_path / "noisy"), seconds + 1, rate=10 * RATE))
+        noise = Load(Order(running.service.port, str(tmp_path / "noisy"), seconds + 1, rate=10 * RATE, patience=5.0))
         beside = offer(quiet)
         noisy = noise.outcome()
 

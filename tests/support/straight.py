@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -35,13 +36,15 @@ async def ask_straight(app: FastAPI, request: bytes, *, headers: list[tuple[byte
         "server": ("127.0.0.1", 80),
         "state": {},
     }
-    received = iter([{"type": "http.request", "body": body, "more_body": False}])
+    received = [{"type": "http.request", "body": body, "more_body": False}]
     status = 0
     answered: dict[str, str] = {}
     pieces: list[bytes] = []
 
     async def receive() -> dict[str, Any]:
-        return next(received, {"type": "http.disconnect"})
+        if not received:
+            await asyncio.Event().wait()  # who asked stays
+        return received.pop()
 
     async def send(message: Any) -> None:
         nonlocal status
