@@ -21,7 +21,7 @@ SHAPE = (8, 10)
 POISON = 666.0
 
 POISONED = f"""
-import dataclasses, sys
+import dataclasses, os, sys
 import service.__main__ as command
 from service.app import create_app
 from service.ops import OPERATORS
@@ -30,6 +30,7 @@ real = OPERATORS["log-softmax"]
 
 def forward(rows, options, out):
     if (rows["logits"][:, 0] == {POISON}).any():
+        os.write(2, b"\\nPOISON %d\\n" % len(rows["logits"]))
         raise ValueError("poison")
     real.forward(rows, options, out)
 
@@ -37,7 +38,7 @@ table = {{**OPERATORS, "log-softmax": dataclasses.replace(real, forward=forward)
 command.create_app = lambda settings: create_app(settings, table)
 sys.exit(command.main(sys.argv[1:]))
 """
-"""A service whose log-softmax fails on rows that begin with the poison."""
+"""A service whose log-softmax fails on rows that begin with the poison, and writes how many rows failed with them."""
 
 BUSY = request(
     "POST",
@@ -64,7 +65,6 @@ def test_the_neighbours_of_a_poisoned_request_are_answered_as_if_alone(
     requests = [request_of(each) for each in logits]
     expected = [poisoned.ask(each).body for each in requests]
     outcomes: Counter[str] = Counter()
-    before = launches(poisoned)
     with ExitStack() as stack:
         busy, *connections = [stack.enter_context(poisoned.connect()) for _ in range(MEMBERS + 1)]
         for number in range(rounds):
@@ -79,13 +79,15 @@ def test_the_neighbours_of_a_poisoned_request_are_answered_as_if_alone(
                     outcomes["guilty: {} {}".format(*as_problem(answer))] += 1
                 else:
                     outcomes["as alone" if answer.body == expected[place] else f"not as alone: {answer.status}"] += 1
-    shared = {name: count - before[name] for name, count in launches(poisoned).items()}
+    company = [int(rows) // SHAPE[0] for rows in re.findall(r"^POISON (\d+)$", poisoned.service.log(), re.MULTILINE)]
+    shared = [members for members in company if members > 1]
     tell(
-        f"{rounds} rounds of {MEMBERS}: {dict(outcomes)}; {shared['sum']:.0f} requests in {shared['count']:.0f} launches"
+        f"{rounds} rounds of {MEMBERS}: {dict(outcomes)}; the poison was in {len(shared)} shared launches, of "
+        f"{sum(shared) / max(1, len(shared)):.0f} requests on average"
     )
 
     assert outcomes == {"guilty: 500 internal": rounds, "as alone": rounds * (MEMBERS - 1)}
-    assert shared["sum"] >= rounds * MEMBERS / 4
+    assert len(shared) >= rounds / 10
 
 
 def request_of(logits: torch.Tensor) -> bytes:
@@ -100,9 +102,3 @@ def together(busy: socket.socket, connections: list[socket.socket], requests: li
     answers = [read_answer(connection) for connection in connections]
     read_answer(busy)
     return answers
-
-
-def launches(running: Listening) -> dict[str, float]:
-    """Return how many launches were shared, and by how many requests in all."""
-    text = running.ask(request("GET", "/metrics")).body.decode()
-    return {name: float(value) for name, value in re.findall(r"^loss_batch_requests_(sum|count) (\S+)$", text, re.M)}
