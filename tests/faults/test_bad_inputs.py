@@ -16,7 +16,8 @@ from service.settings import Settings
 from tests.faults.conftest import Tell
 from tests.http.calling import check_problem
 from tests.support.mutations import generated
-from tests.support.raw_http import Answer, Listening, listening, read_answer
+from tests.support.programs import listening_as
+from tests.support.raw_http import Answer, Listening, read_answer
 from tests.support.straight import ask_straight
 
 REFUSED_BY_PROTOCOL = "malformed-request"
@@ -99,7 +100,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("count", [500, pytest.param(20_000, marks=pytest.mark.faults)], ids=["short", "long"])
 def test_bad_requests_run_no_code_and_touch_neither_files_nor_network(count: int, tell: Tell) -> None:
-    with listening("tcp", "--device=cpu", "--log-level=warning", program=("-c", AUDITED)) as running:
+    with listening_as(AUDITED, "--device=cpu", "--log-level=warning") as running:
         over_connections(running, generated(2, 200))  # what is imported late is imported now
         running.service.process.send_signal(signal.SIGUSR2)
         codes = over_connections(running, generated(3, count))

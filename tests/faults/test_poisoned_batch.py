@@ -14,7 +14,8 @@ import torch
 
 from tests.faults.conftest import Tell
 from tests.support.binary import binary_request
-from tests.support.raw_http import Answer, Listening, as_problem, listening, read_answer, request
+from tests.support.programs import listening_as
+from tests.support.raw_http import Answer, Listening, as_problem, read_answer, request
 
 MEMBERS = 32
 SHAPE = (8, 10)
@@ -51,8 +52,7 @@ BUSY = request(
 
 @pytest.fixture
 def poisoned() -> Iterator[Listening]:
-    flags = ("--device=cpu", "--threads=1", "--log-level=error")
-    with listening("tcp", *flags, program=("-c", POISONED)) as running:
+    with listening_as(POISONED, "--device=cpu", "--threads=1", "--log-level=error") as running:
         yield running
 
 
