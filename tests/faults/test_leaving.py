@@ -48,7 +48,7 @@ def test_clients_leaving_at_random_points_leave_nothing_behind(service: Listenin
         f"{idle_after * 1e3:.0f} ms later, memory {more / MEBIBYTE:+.0f} MiB"
     )
 
-    assert idle_after < 1.0
+    assert idle_after < 3.0
     assert more < 64 * MEBIBYTE
     assert service.ask(requests[3]).status == 200
 
