@@ -12,6 +12,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
@@ -71,23 +72,24 @@ class Load:
 
     def __init__(self, order: Order) -> None:
         self._order = order
+        # Not a pipe: nobody reads it before the end, and it would hold the load up when it is full.
+        self._told = tempfile.TemporaryFile("w+")  # noqa: SIM115  # `outcome` closes it
         command = [sys.executable, "-m", "tests.support.open_loop"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self._told, text=True)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(order)))
         self._process.stdin.close()
 
     def outcome(self) -> Outcome:
         """Wait for its end."""
-        assert self._process.stdout is not None
         try:
-            text = self._process.stdout.read()
-            self._process.wait(LONGEST_START_SECONDS)
+            self._process.wait(LONGEST_START_SECONDS + self._order.seconds + self._order.patience)
         finally:
             self._process.kill()
             self._process.wait()
-            self._process.stdout.close()
-        return Outcome(**json.loads(text))
+        with self._told as told:
+            told.seek(0)
+            return Outcome(**json.load(told))
 
 
 def offer(order: Order) -> Outcome:

@@ -1,8 +1,8 @@
 """Health probes from a process of its own, while something else is going on.
 
-`python -m tests.support.probing PORT new 10` opens ten connections a second, as a load balancer does;
-`... PORT kept 500` asks five hundred times a second on one connection, so that the slowest answer is the longest time
-for which the event loop did not turn. Both go on until standard input ends.
+`python -m tests.support.probing PORT new 10 PATH` opens ten connections a second, as a load balancer does;
+`... PORT kept 500 PATH` asks five hundred times a second on one connection, so that the slowest answer is the longest time
+for which the event loop did not turn. Both go on until standard input ends, and then write to PATH what came of it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 REQUEST = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -39,15 +41,19 @@ class Probes:
 def probing(port: int, kind: Literal["new", "kept"], rate: float) -> Iterator[Probes]:
     """Probe while the block runs; afterwards the object holds what came of it."""
     probes = Probes()
-    command = [sys.executable, "-S", "-m", "tests.support.probing", str(port), kind, str(rate)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # it has begun
-        try:
-            yield probes
-        finally:
-            text, _ = process.communicate(timeout=2 * PATIENCE_SECONDS)
-    probes.__dict__.update(json.loads(text))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probes")
+        command = [sys.executable, "-S", "-m", "tests.support.probing", str(port), kind, str(rate), str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.readline()  # it has begun
+            try:
+                yield probes
+            finally:
+                process.stdin.close()
+                process.wait(4 * PATIENCE_SECONDS)
+        probes.__dict__.update(json.loads(path.read_text()))
 
 
 def _probe(connection: socket.socket) -> bool:
@@ -87,7 +93,7 @@ def main() -> None:
         except OSError:
             probes.failures += 1
             kept = None
-    print(json.dumps(asdict(probes)))
+    Path(sys.argv[4]).write_text(json.dumps(asdict(probes)))
 
 
 if __name__ == "__main__":
