@@ -1,8 +1,8 @@
 """Health probes from a process of its own, while something else is going on.
 
 `python -m tests.support.probing PORT new 10 PATH` opens ten connections a second, as a load balancer does;
-`... PORT kept 500 PATH` asks five hundred times a second on one connection, so that the slowest answer is the longest time
-for which the event loop did not turn. Both go on until standard input ends, and then write to PATH what came of it.
+`... PORT kept 500 PATH` asks five hundred times a second on one connection, so that the slowest answer is the longest
+time for which the event loop did not turn. Both go on until standard input ends, then write to PATH what came.
 """
 
 from __future__ import annotations
