@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -134,34 +135,40 @@ def _waits(outcome: Outcome) -> tuple[float, float]:
 
 
 KEYS = {"noisy": "noisy-key-0123456789", "quiet": "quiet-key-0123456789"}
-RATE = 50.0
+RATE = 20.0
+"""Ten times this, refused, is a small part of what one process can do."""
 
 
 @pytest.mark.parametrize(
-    ("seconds", "times"), [(1.5, 20.0), pytest.param(20.0, 1.5, marks=pytest.mark.faults)], ids=["short", "long"]
+    ("rounds", "times"), [(1, 30.0), pytest.param(5, 1.5, marks=pytest.mark.faults)], ids=["short", "long"]
 )
-def test_a_noisy_key_takes_nothing_from_a_quiet_one(seconds: float, times: float, tmp_path: Path, tell: Tell) -> None:
+def test_a_noisy_key_takes_nothing_from_a_quiet_one(rounds: int, times: float, tmp_path: Path, tell: Tell) -> None:
     keys = tmp_path / "keys"
     keys.write_text("\n".join(KEYS.values()))
     for name, key in KEYS.items():
         request = cross_entropy_request(64, 100, f"Authorization: Bearer {key}")
         (tmp_path / name).write_bytes(request)
     flags = (f"--api-keys={keys}", f"--rate-per-key={RATE}", "--device=cpu", "--log-level=error")
+    seconds = 2.0 if rounds == 1 else 10.0
+    p99: list[tuple[float, float]] = []
     with listening("tcp", *flags) as running:
-        quiet = Order(running.service.port, str(tmp_path / "quiet"), seconds, rate=RATE / 2, patience=5.0)
+        quiet = Order(running.service.port, str(tmp_path / "quiet"), seconds, rate=0.75 * RATE, patience=5.0)
+        noise = Order(running.service.port, str(tmp_path / "noisy"), seconds + 1, rate=10 * RATE, patience=5.0)
+        for _ in range(rounds):
+            alone = offer(quiet)
+            load = Load(noise)
+            beside = offer(quiet)
+            noisy = load.outcome()
+            p99.append((quantile(alone.answered, 0.99), quantile(beside.answered, 0.99)))
 
-        alone = offer(quiet)
-        noise = Load(Order(running.service.port, str(tmp_path / "noisy"), seconds + 1, rate=10 * RATE, patience=5.0))
-        beside = offer(quiet)
-        noisy = noise.outcome()
+            assert set(beside.counts) == {"200"}
+            assert set(noisy.counts) == {"200", "429"}
+            assert noisy.counts["200"] <= RATE * (seconds + 1) + RATE
+            assert noisy.without_retry_after == 0
 
-    p99 = quantile(alone.answered, 0.99), quantile(beside.answered, 0.99)
+    part = median(beside / alone for alone, beside in p99)
     tell(
-        f"quiet key p99 {p99[0] * 1e3:.1f} ms alone, {p99[1] * 1e3:.1f} ms beside ({p99[1] / p99[0]:.2f} x), "
-        f"{beside.counts}; noisy key {noisy.counts}, {noisy.without_retry_after} without Retry-After"
+        f"quiet key p99 {median(each[0] for each in p99) * 1e3:.1f} ms alone, "
+        f"{median(each[1] for each in p99) * 1e3:.1f} ms beside ({part:.2f} x); noisy key {noisy.counts}"
     )
-    assert set(beside.counts) == {"200"}
-    assert set(noisy.counts) == {"200", "429"}
-    assert noisy.counts["200"] <= RATE * (seconds + 1) + RATE
-    assert noisy.without_retry_after == 0
-    assert p99[1] <= times * p99[0]
+    assert part <= times
