@@ -59,8 +59,11 @@ def tell_span(scope: Scope, exchange: Exchange) -> None:
     if exchange.operator is None:
         return
     operator, _, gradient = exchange.operator.partition("/")
+    route = f"/v1/{exchange.operator}"  # one route stands for all operators, so the framework has no name for it
+    span.update_name(f"{scope['method']} {route}")
     span.set_attributes(
         {
+            "http.route": route,
             "loss.operator": operator,
             "loss.gradient": bool(gradient),
             "loss.format": exchange.format,

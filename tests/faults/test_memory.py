@@ -39,7 +39,7 @@ def group() -> Iterator[MemoryGroup]:
     made.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("count", [24, pytest.param(64, marks=pytest.mark.faults)], ids=["short", "long"])
+@pytest.mark.parametrize("count", [18, pytest.param(64, marks=pytest.mark.faults)], ids=["short", "long"])
 def test_large_requests_at_once_in_a_memory_cgroup_are_answered(group: MemoryGroup, count: int, tell: Tell) -> None:
     requests = [cross_entropy_request(*SHAPE, path=path) for path in PATHS]
     outcomes: Counter[str] = Counter()

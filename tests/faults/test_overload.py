@@ -79,7 +79,7 @@ class Bounds:
     refused_ms: float
 
 
-SHORT = Bounds(2.0, {10.0: 0.3}, admitted=4.0, refused_ms=200.0)
+SHORT = Bounds(1.5, {10.0: 0.3}, admitted=4.0, refused_ms=200.0)
 LONG = Bounds(20.0, {2.0: 0.95, 10.0: 0.9}, admitted=1.0, refused_ms=2.0)
 
 
@@ -149,7 +149,7 @@ def test_a_noisy_key_takes_nothing_from_a_quiet_one(rounds: int, times: float, t
         request = cross_entropy_request(64, 100, f"Authorization: Bearer {key}")
         (tmp_path / name).write_bytes(request)
     flags = (f"--api-keys={keys}", f"--rate-per-key={RATE}", "--device=cpu", "--log-level=error")
-    seconds = 2.0 if rounds == 1 else 10.0
+    seconds = 1.0 if rounds == 1 else 10.0
     p99: list[tuple[float, float]] = []
     with listening("tcp", *flags) as running:
         quiet = Order(running.service.port, str(tmp_path / "quiet"), seconds, rate=0.75 * RATE, patience=5.0)
