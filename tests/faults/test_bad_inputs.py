@@ -136,15 +136,24 @@ def banned_in(tree: ast.AST) -> list[str]:
             found.append(node.func.id)
         elif isinstance(node, ast.Attribute) and ast.unparse(node) in BANNED_ATTRIBUTES:
             found.append(ast.unparse(node))
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            found.append(node.arg)
     return found
+
+
+OF_THE_COMMAND_LINE = {"np.load", "np.save"}
+"""Allowed where no request comes: whoever is at the command line names the files, and they are never pickles."""
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_no_module_can_run_or_fetch_what_somebody_sent(source: Path) -> None:
-    assert banned_in(ast.parse(source.read_text())) == []
+    allowed = OF_THE_COMMAND_LINE if source.parent.name == "cli" else set()
+
+    assert [name for name in banned_in(ast.parse(source.read_text())) if name not in allowed] == []
 
 
 def test_what_is_banned_is_found() -> None:
     bad = "import pickle\nfrom yaml import load\nimport urllib.request\ntorch.load(x)\neval(x)\nre.compile(x)\n"
+    bad += "f(allow_pickle=True)\n"
 
-    assert banned_in(ast.parse(bad)) == ["pickle", "yaml", "urllib.request", "eval", "torch.load"]
+    assert banned_in(ast.parse(bad)) == ["pickle", "yaml", "urllib.request", "eval", "torch.load", "allow_pickle"]

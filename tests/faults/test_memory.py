@@ -43,7 +43,7 @@ def group() -> Iterator[MemoryGroup]:
 def test_large_requests_at_once_in_a_memory_cgroup_are_answered(group: MemoryGroup, count: int, tell: Tell) -> None:
     requests = [cross_entropy_request(*SHAPE, path=path) for path in PATHS]
     outcomes: Counter[str] = Counter()
-    with running_service("--device=cpu", "--log-level=warning", program=group.program) as service:
+    with running_service("--device=cpu", "--log-level=warning", "--drain-seconds=1", program=group.program) as service:
         service.wait_until_ready()
         askers = [threading.Thread(target=_count, args=(service, requests[n % 2], outcomes)) for n in range(count)]
         for asker in askers:
