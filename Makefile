@@ -75,7 +75,7 @@ ray-test: $(RAY_VENV)/.installed ## serve from a Ray cluster of two nodes, and k
 mutate: $(VENV)/.installed ## take every check away, one at a time, and see that a test notices
 	$(BIN)/python -m tests.mutate
 
-faults: $(VENV)/.installed ## long trials of what goes wrong under load
+faults: $(VENV)/.installed ## try what goes wrong under load and under attack, and print the figures
 	$(BIN)/pytest -m faults -s
 
 clean: ## remove what was installed and built

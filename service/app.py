@@ -17,7 +17,7 @@ from service.engine.device import choose_device
 from service.engine.scheduler import Engine
 from service.http.auth import Keys, read_keys
 from service.http.docs import install_openapi
-from service.http.envelope import Envelope
+from service.http.envelope import ALWAYS_ANSWERED, Envelope
 from service.http.explore import explorer_routes
 from service.http.hosts import Hosts
 from service.http.infer import infer_endpoints
@@ -28,6 +28,7 @@ from service.http.probes import check_examples, probe_router
 from service.http.problems import check_path, install_handlers
 from service.http.routes import Endpoint, OperatorRoute, operator_endpoints
 from service.http.state import State
+from service.http.telemetry import configuration as telemetry
 from service.ops import OPERATORS
 from service.ops.spec import Operator
 from service.settings import Settings
@@ -114,6 +115,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        telemetry=telemetry(unseen=ALWAYS_ANSWERED),
     )
     app.router.routes.append(OperatorRoute(endpoints))
     app.include_router(probe_router(operators, note_state, settings, state))

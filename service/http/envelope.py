@@ -16,6 +16,7 @@ from service.http.formats import Format
 from service.http.logs import log_request
 from service.http.problems import refusal
 from service.http.state import State
+from service.http.telemetry import tell_span
 from service.metrics import OK, EndpointMetrics
 
 logger = logging.getLogger("service")
@@ -80,6 +81,7 @@ class Envelope:
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                tell_span(scope, exchange)
                 message["headers"] = [*message.get("headers", ()), *headers]
                 if self._state.is_draining and not _closes(message):
                     message["headers"].append((b"connection", b"close"))

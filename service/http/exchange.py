@@ -48,6 +48,7 @@ class Exchange:
         operator: the operator asked for, `/gradient` appended for its gradient; None on other paths.
         format: the format of the request.
         rows: how many rows were computed.
+        trace_id: the trace that it belongs to, in hexadecimal; None where nobody traces.
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class Exchange:
     sent: int = 0
     operator: str | None = None
     rows: int = 0
+    trace_id: str | None = None
     format: Format = "json"
     timing: Timing = field(default_factory=Timing)
     started: float = field(default_factory=time.perf_counter)

@@ -50,6 +50,8 @@ def log_request(scope: Scope, exchange: Exchange) -> None:
         "rows": exchange.rows,
         "request_id": exchange.request_id,
     }
+    if exchange.trace_id is not None:
+        fields["trace_id"] = exchange.trace_id
     _requests.info("request", extra={"fields": fields})
 
 
