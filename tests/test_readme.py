@@ -121,8 +121,11 @@ def test_the_loss_is_the_same_in_one_step_and_in_two() -> None:
     assert losses["/v1/nll-loss"] == pytest.approx(0.8107, abs=5e-5)
 
 
+OPTIONS = README.partition("\n## Options\n")[2].partition("\n## ")[0]
+
+
 def test_the_options_table_names_every_option_with_its_default() -> None:
-    table = dict(re.findall(r"^\| `([a-z_]+)` \| [^|]+ \| ([^|]+) \|", README, re.MULTILINE))
+    table = dict(re.findall(r"^\| `([a-z_]+)` \| [^|]+ \| ([^|]+) \|", OPTIONS, re.MULTILINE))
     options = {name: field for operator in OPERATORS.values() for name, field in operator.options.model_fields.items()}
 
     assert set(table) == set(options)
