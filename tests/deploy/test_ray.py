@@ -82,14 +82,14 @@ def plain() -> Iterator[RunningService]:
 def test_a_replica_takes_what_ray_assigned_to_it_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     from loss_on_ray import replica_settings
 
-    small = replica_settings({"CPU": 0.5, "memory": 1000.0})
+    small = replica_settings({"CPU": 0.5, "memory": 1e9})
     shared_gpu = replica_settings({"CPU": 3.0, "GPU": 0.5})
     monkeypatch.setenv("LOSS_THREADS", "7")
     monkeypatch.setenv("LOSS_DEVICE", "cuda:1")
     given = replica_settings({"CPU": 3.0, "GPU": 0.5})
 
     assert (small.threads, small.device) == (1, "cpu")
-    assert getattr(small, "memory_budget", 300) == 300
+    assert small.memory_budget == 300_000_000
     assert (shared_gpu.threads, shared_gpu.device) == (3, "cuda")
     assert (given.threads, given.device) == (7, "cuda:1")
 
