@@ -31,6 +31,15 @@ _STEP[[OPEN, OPEN_OBJECT]] = 1
 _STEP[[CLOSE, CLOSE_OBJECT]] = -1
 
 
+def _table_of(*kinds: int) -> NDArray[np.bool_]:
+    """Return which kinds of characters are among those given, by kind."""
+    return np.isin(np.arange(len(STRUCTURAL)), kinds)
+
+
+_BEFORE_MEMBER, _AFTER_MEMBER = _table_of(COLON), _table_of(COMMA, CLOSE_OBJECT)
+_BEFORE_ITEM, _AFTER_ITEM = _table_of(OPEN, COMMA), _table_of(COMMA, CLOSE)
+
+
 @dataclass(frozen=True, slots=True)
 class Structure:
     """The structural characters of a text outside its strings.
@@ -68,17 +77,17 @@ class Structure:
 
     def members(self) -> list[Structure]:
         """Return the structure of each value of the outer object, in order, a repeated name's too."""
-        return self._between((COLON,), (COMMA, CLOSE_OBJECT))
+        return self._between(_BEFORE_MEMBER, _AFTER_MEMBER)
 
     def items(self) -> list[Structure]:
         """Return the structure of each item of the outer array, which is not empty, in order."""
-        return self._between((OPEN, COMMA), (COMMA, CLOSE))
+        return self._between(_BEFORE_ITEM, _AFTER_ITEM)
 
-    def _between(self, opening: tuple[int, ...], closing: tuple[int, ...]) -> list[Structure]:
-        """Return the structures of the values between characters of the outer level."""
-        outer = self.levels == 1
-        starts = np.flatnonzero(outer & np.isin(self.kinds, opening)) + 1
-        ends = np.flatnonzero(outer & np.isin(self.kinds, closing))
+    def _between(self, opening: NDArray[np.bool_], closing: NDArray[np.bool_]) -> list[Structure]:
+        """Return the structures of the values between characters of the outer level, of kinds that tables name."""
+        outer = np.flatnonzero(self.levels == 1)
+        kinds = self.kinds[outer]
+        starts, ends = outer[opening[kinds]] + 1, outer[closing[kinds]]
         return [
             Structure(self.kinds[start:end], self.levels[start:end] - 1)
             for start, end in zip(starts.tolist(), ends.tolist(), strict=False)
