@@ -2,17 +2,23 @@
 
 With several workers every process writes its numbers to files in `PROMETHEUS_MULTIPROC_DIR` (set by the supervisor),
 and whichever process is asked adds them up.
+
+What a request or a launch has to tell is noted, and counted together with what follows in the next moments: so counting
+costs a busy service next to nothing. The process that is asked for its numbers counts before it answers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
+import numpy as np
 from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
@@ -39,6 +45,25 @@ ANSWERED, REFUSED = "answered", "refused"
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every first one, of no use here
 
+MOST_NOTED = 256
+"""So many requests are counted at once, at most."""
+
+COUNTED_AFTER_SECONDS = 0.01
+"""How soon a request is counted of which other processes are to know."""
+
+
+class ManyHistogram(Histogram):
+    """A histogram that takes many numbers at once."""
+
+    def observe_all(self, amounts: list[float]) -> None:
+        """Observe each of the amounts."""
+        places = np.searchsorted(self._upper_bounds, amounts)
+        self._sum.inc(sum(amounts))
+        for place, count in enumerate(np.bincount(places).tolist()):
+            if count:
+                self._buckets[place].inc(count)
+
+
 _PHASE_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 REQUESTS = Counter(
@@ -53,7 +78,7 @@ SECONDS = Counter(
     ["operator", "gradient", "part"],
 )
 LAUNCHES = Counter("loss_launches", "Launches of the engine.", ["operator", "gradient"])
-PHASE_SECONDS = Histogram(
+PHASE_SECONDS = ManyHistogram(
     "loss_phase_seconds", "Seconds that answered requests spent in a phase.", ["phase"], buckets=_PHASE_SECONDS
 )
 IN_FLIGHT = Gauge("loss_in_flight_requests", "Requests to operators being worked on.", multiprocess_mode="livesum")
@@ -62,7 +87,7 @@ MEMORY_RESERVED = Gauge(
     "Bytes held by requests being worked on: bodies and results.",
     multiprocess_mode="livesum",
 )
-BATCH_ROWS = Histogram(
+BATCH_ROWS = ManyHistogram(
     "loss_batch_rows", "Rows computed in one launch.", buckets=(1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 )
 BATCH_REQUESTS = Histogram(
@@ -128,16 +153,16 @@ class Timed(Protocol):
     encode: float
 
 
-class EndpointMetrics:
-    """The counters of one operator's endpoint, their labels bound once.
+Sums = defaultdict[Counter, float]
+"""By how much counters are to grow."""
 
-    `usual_format` is what a request counts as whose format nobody has looked at.
-    """
+
+class EndpointMetrics:
+    """The counters of one operator's endpoint, their labels bound once."""
 
     def __init__(self, operator: str, *, gradient: bool, formats: Iterable[str], codes: Iterable[str]) -> None:
         labels = (operator, str(gradient).lower())
         formats = list(formats)
-        self.usual_format = formats[0]
         # Every series exists from the start, so that a rate over it sees the first event.
         self._requests = {
             (name, code): REQUESTS.labels(*labels, name, code)
@@ -150,25 +175,58 @@ class EndpointMetrics:
         self._seconds = {part: SECONDS.labels(*labels, part) for part in (ANSWERED, REFUSED, *PHASES)}
         LAUNCHES.labels(*labels)
 
-    def count(self, request: Counted) -> None:
-        """Count one request that has come to its end."""
-        self._requests[request.format, request.code].inc()
-        self._request_bytes[request.format].inc(request.received)
-        self._answer_bytes[request.format].inc(request.sent)
-        self._rows.inc(request.rows)
-        self._seconds[ANSWERED if request.code == OK else REFUSED].inc(request.seconds)
-        if request.code == OK:
-            for phase in PHASES:
-                self._seconds[phase].inc(getattr(request.timing, phase))
+    def note(self, request: Counted) -> None:
+        """Take note of a request that has come to its end; to be called on the event loop."""
+        _ended.append((self, request, request.seconds))
+        if len(_ended) == 1:
+            asyncio.get_running_loop().call_later(COUNTED_AFTER_SECONDS, count_noted)
+        elif len(_ended) >= MOST_NOTED:
+            count_noted()
+
+    def count(self, request: Counted, seconds: float, sums: Sums) -> None:
+        """Add a request to the sums by which the counters are to grow."""
+        sums[self._requests[request.format, request.code]] += 1
+        sums[self._request_bytes[request.format]] += request.received
+        sums[self._answer_bytes[request.format]] += request.sent
+        sums[self._rows] += request.rows
+        if request.code != OK:
+            sums[self._seconds[REFUSED]] += seconds
+            return
+        sums[self._seconds[ANSWERED]] += seconds
+        for phase in PHASES:
+            sums[self._seconds[phase]] += getattr(request.timing, phase)
 
 
+_ended: deque[tuple[EndpointMetrics, Counted, float]] = deque()
+_launched: deque[tuple[str, bool, int]] = deque()
+_counting = threading.Lock()
 _PHASE = {phase: PHASE_SECONDS.labels(phase) for phase in PHASES}
 
 
-def observe_phases(seconds: Timed) -> None:
-    """Note how long each phase of a request took."""
-    for phase, histogram in _PHASE.items():
-        histogram.observe(getattr(seconds, phase))
+def note_launch(operator: str, *, gradient: bool, rows: int) -> None:
+    """Take note of rows of an operator that were computed in one go."""
+    _launched.append((operator, gradient, rows))
+
+
+def count_noted() -> None:
+    """Count what has been noted."""
+    with _counting:
+        ended = [_ended.popleft() for _ in range(len(_ended))]
+        launched = [_launched.popleft() for _ in range(len(_launched))]
+    if not (ended or launched):
+        return
+    sums: Sums = defaultdict(float)
+    for endpoint, request, seconds in ended:
+        endpoint.count(request, seconds, sums)
+    for operator, gradient, _ in launched:
+        sums[_launches_of(operator, gradient)] += 1
+    for counter, amount in sums.items():
+        counter.inc(amount)
+    if answered := [request.timing for _, request, _ in ended if request.code == OK]:
+        for phase, histogram in _PHASE.items():
+            histogram.observe_all([getattr(timing, phase) for timing in answered])
+    if launched:
+        BATCH_ROWS.observe_all([rows for _, _, rows in launched])
 
 
 def note_gpu_memory(device: str, *, allocated: int, cached: int) -> None:
@@ -178,15 +236,8 @@ def note_gpu_memory(device: str, *, allocated: int, cached: int) -> None:
 
 
 @cache
-def _launches_of(operator: str, gradient: bool) -> tuple[Counter, Histogram]:
-    return LAUNCHES.labels(operator, str(gradient).lower()), BATCH_ROWS
-
-
-def note_launch(operator: str, *, gradient: bool, rows: int) -> None:
-    """Note that rows of an operator were computed in one go."""
-    launches, batch_rows = _launches_of(operator, gradient)
-    launches.inc()
-    batch_rows.observe(rows)
+def _launches_of(operator: str, gradient: bool) -> Counter:
+    return LAUNCHES.labels(operator, str(gradient).lower())
 
 
 @dataclass(slots=True)
@@ -207,6 +258,7 @@ class Totals:
 
 def totals() -> dict[tuple[str, bool], Totals]:
     """Return the totals by operator and gradient, those of every worker added up."""
+    count_noted()
     found: dict[tuple[str, bool], Totals] = defaultdict(Totals)
     for sample in (sample for metric in _registry().collect() for sample in metric.samples):
         if "operator" not in sample.labels:
@@ -227,6 +279,7 @@ def totals() -> dict[tuple[str, bool], Totals]:
 
 def exposition() -> bytes:
     """Return all numbers in the Prometheus text format, those of every worker added up."""
+    count_noted()
     return generate_latest(_registry())
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from service.__main__ import EXIT_CONFIGURATION, main
 from service.app import create_app
+from service.metrics import COUNTED_AFTER_SECONDS
 from service.settings import Settings
 from tests.support.running import RunningService, running_service
 
@@ -206,6 +207,7 @@ def test_metrics_of_several_workers_are_added_up() -> None:
         for _ in range(20):
             httpx.post(service.address + "/v1/cross-entropy", json=EXAMPLE)
 
+        time.sleep(5 * COUNTED_AFTER_SECONDS)
         samples = _samples(service)
 
     labels = (("code", "ok"), ("format", "json"), ("gradient", "false"), ("operator", "cross-entropy"))
