@@ -191,12 +191,13 @@ class _Count:
             value_and_gradient=self._watched(operator.value_and_gradient),
         )
 
-    def _watched(self, function: Callable[..., None]) -> Callable[..., None]:
-        def compute(block: Rows, *rest: Any) -> None:
-            function(block, *rest)
+    def _watched(self, function: Callable[..., bool | None]) -> Callable[..., bool | None]:
+        def compute(block: Rows, *rest: Any) -> bool | None:
+            are_defined = function(block, *rest)
             with self._lock:
                 self._done += block.count
                 self._bar.show(self._done / self.rows)
+            return are_defined
 
         return compute
 

@@ -114,8 +114,14 @@ def finish_output(job: Job, output: Output, result: Tensor | None, over: Denomin
 def _number(job: Job, output: Output, value: float) -> Tensor:
     if math.isnan(value) and job.options.non_finite == "reject":
         raise nan_error(job, output, None)
+    dtype = job.plan.dtypes[output.name]
+    if dtype == torch.float64 or abs(value) <= _LARGEST_FLOAT32:
+        return torch.full((), value, dtype=dtype)
     # By way of float64: torch refuses to fill a float32 with what only rounds to infinity.
-    return torch.full((), value, dtype=torch.float64).to(job.plan.dtypes[output.name])
+    return torch.full((), value, dtype=torch.float64).to(dtype)
+
+
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 
 def replaces_input(job: Job, output: Output) -> bool:
@@ -277,10 +283,10 @@ class Execution:
         rows = Rows(count, tensors, None if self._kept is None else self._taken(self._kept, block))
         out = {name: self._buffer(name, block, count) for name in self._results}
         if self._upstream is not None:
-            operator.value_and_gradient(rows, self._taken(self._upstream, block), job.options, out)
+            are_defined = operator.value_and_gradient(rows, self._taken(self._upstream, block), job.options, out)
         else:
-            operator.forward(rows, job.options, out)
-        if job.options.non_finite == "reject":
+            are_defined = operator.forward(rows, job.options, out)
+        if not are_defined and job.options.non_finite == "reject":
             self._note_nan(block, out)
         for name, values in out.items():
             if name not in self._in_place:

@@ -41,14 +41,14 @@ class CrossEntropyOptions(TemperatureOptions, LossOptions):
     )
 
 
-def forward(rows: Rows, options: CrossEntropyOptions, out: Buffers) -> None:
-    """Write the loss of each row, `log_probs` and `logsumexp`."""
-    _compute(rows, None, options, out)
+def forward(rows: Rows, options: CrossEntropyOptions, out: Buffers) -> bool:
+    """Write the loss of each row, `log_probs` and `logsumexp`; return whether they are known to hold no NaN."""
+    return _compute(rows, None, options, out)
 
 
-def value_and_gradient(rows: Rows, upstream: Tensor, options: CrossEntropyOptions, out: Buffers) -> None:
-    """Write the same, `grad_logits` and, for soft targets, `grad_target`."""
-    _compute(rows, upstream, options, out)
+def value_and_gradient(rows: Rows, upstream: Tensor, options: CrossEntropyOptions, out: Buffers) -> bool:
+    """Write the same, `grad_logits` and, for soft targets, `grad_target`; return the same."""
+    return _compute(rows, upstream, options, out)
 
 
 def row_weight(rows: Rows) -> Tensor | None:
@@ -60,7 +60,7 @@ def _is_soft(rows: Rows) -> bool:
     return rows["target"].ndim == 2
 
 
-def _compute(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, out: Buffers) -> None:
+def _compute(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, out: Buffers) -> bool:
     logits = scaled(rows["logits"], options.temperature)
     slope = None
     if upstream is not None and "grad_logits" in out:
@@ -68,21 +68,22 @@ def _compute(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, 
         slope = slope.unsqueeze(1)
     if "grad_target" in out:
         out = {"log_probs": torch.empty_like(logits), **out}
+    are_defined = False
     if _is_soft(rows):
         _against_probabilities(rows, logits, slope, options, out)
     elif options.label_smoothing:
         _against_smoothed_index(rows, logits, slope, options, out)
+    elif native.computes(logits):
+        are_defined = _compiled_against_index(rows, logits, slope, out)
     else:
         _against_index(rows, logits, slope, out)
     _write_grad_target(rows, upstream, options, out)
     _skip(rows, out)
+    return are_defined
 
 
 def _against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffers) -> None:
     """Compute with all the mass of a row on one class: (m - z_y) + ln S, and w_y (q - [j = y])."""
-    if native.computes(logits):
-        _compiled_against_index(rows, logits, slope, out)
-        return
     column = rows["target"].unsqueeze(1)
     own_logit = logits.gather(1, column)
     computed = rowmath.distribution(logits, rowmath.scratch(logits, out.get("grad_logits")))
@@ -105,17 +106,22 @@ def _against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffer
     gradient.scatter_(1, column, entry.mul_(slope))
 
 
-def _compiled_against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffers) -> None:
-    """Compute the same in one call."""
+def _compiled_against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffers) -> bool:
+    """Compute the same in one call; return whether no result holds a NaN, as far as the call can tell."""
     weight = None if rows.get("weight") is None else rows["weight"][rows["target"]]
     if slope is not None:
         slope = slope.view(-1) if weight is None else slope.view(-1) * weight
     loss = out["loss"] if "loss" in out else torch.empty(rows.count, dtype=torch.float64)
-    rest, peak = native.cross_entropy(logits, rows["target"], slope, loss, out.get("grad_logits"))
-    if "log_probs" in out or "logsumexp" in out:
+    parts = "log_probs" in out or "logsumexp" in out
+    are_defined, rest, peak = native.cross_entropy(
+        logits, rows["target"], slope, loss, out.get("grad_logits"), parts=parts
+    )
+    if rest is not None and peak is not None:
         write_log_probs(logits, rowmath.Partition(peak, rest.log1p_()), out)
-    if weight is not None:
-        loss.copy_(rowmath.times(weight, loss))
+    if weight is None:
+        return are_defined
+    loss.copy_(rowmath.times(weight, loss))
+    return False
 
 
 def _against_smoothed_index(

@@ -18,14 +18,12 @@ from torch import Tensor
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
-_Function = Callable[..., None]
-
 
 class _Library(NamedTuple):
     """The functions for one element type."""
 
-    softmax: _Function
-    cross_entropy: _Function
+    softmax: Callable[..., None]
+    cross_entropy: Callable[..., int]
 
 
 def _variant() -> str:
@@ -48,7 +46,7 @@ def load(path: Path) -> dict[torch.dtype, _Library]:
         softmax, cross_entropy = library[f"softmax_{suffix}"], library[f"cross_entropy_{suffix}"]
         softmax.argtypes = (_POINTER, _COUNT, _COUNT, *[_POINTER] * 4)
         cross_entropy.argtypes = (_POINTER, _COUNT, _COUNT, *[_POINTER] * 6)
-        softmax.restype = cross_entropy.restype = None
+        softmax.restype, cross_entropy.restype = None, _COUNT
         loaded[dtype] = _Library(softmax, cross_entropy)
     return loaded
 
@@ -86,17 +84,33 @@ def softmax(logits: Tensor, out: Tensor) -> Rows:
     return Rows(rest, peak, top)
 
 
+class Losses(NamedTuple):
+    """What is known of rows whose cross-entropy has been computed.
+
+    Attributes:
+        are_defined: whether no loss and no gradient holds a NaN; where it is False, one may.
+        rest: as in `Rows`; None unless asked for.
+        peak: the same.
+    """
+
+    are_defined: bool
+    rest: Tensor | None
+    peak: Tensor | None
+
+
 def cross_entropy(
-    logits: Tensor, target: Tensor, slope: Tensor | None, loss: Tensor, grad: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, target: Tensor, slope: Tensor | None, loss: Tensor, grad: Tensor | None, *, parts: bool = True
+) -> Losses:
     """Write the loss of each row, ln S + m - z_y, to `loss` (float64 [rows]), and slope (q - [j = y]) to `grad`.
 
     `target` is int64 [rows], in range; `slope` float64 [rows]; `grad` may be `logits` itself, or None. All contiguous.
-    Returns `rest` and `peak` as `softmax` does.
+    `parts` asks for `rest` and `peak`.
     """
     rows, classes = logits.shape
-    rest, peak = torch.empty((rows, 1), dtype=torch.float64), torch.empty((rows, 1), dtype=logits.dtype)
-    _LIBRARIES[logits.dtype].cross_entropy(
+    rest = peak = None
+    if parts:
+        rest, peak = torch.empty((rows, 1), dtype=torch.float64), torch.empty((rows, 1), dtype=logits.dtype)
+    undefined = _LIBRARIES[logits.dtype].cross_entropy(
         logits.data_ptr(),
         rows,
         classes,
@@ -104,7 +118,7 @@ def cross_entropy(
         None if slope is None else slope.data_ptr(),
         loss.data_ptr(),
         None if grad is None else grad.data_ptr(),
-        rest.data_ptr(),
-        peak.data_ptr(),
+        None if rest is None else rest.data_ptr(),
+        None if peak is None else peak.data_ptr(),
     )
-    return rest, peak
+    return Losses(not undefined, rest, peak)

@@ -8,6 +8,7 @@
  * vectors, provided the compiler neither reorders nor contracts (-ffp-contract=off, no -ffast-math).
  *
  * `out` may be `logits` itself. A NaN anywhere in a row, and an infinite m, make R and all of the row NaN.
+ * `rest`, `peak` and `top` may be NULL where cross-entropy is computed and nobody asks for them.
  */
 #include <math.h>
 #include <stdint.h>

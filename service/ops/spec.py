@@ -180,7 +180,8 @@ class Operator:
         inputs: the first is the one that rows and classes are counted by.
         outputs: in the order of the answer.
         options: the model that validates them.
-        forward: computes a block of rows into the buffers.
+        forward: computes a block of rows into the buffers, and returns True when it knows that no result holds a NaN
+            (then nobody looks).
         value_and_gradient: the same and the gradient, in one pass. `upstream` is float64 [rows] for losses (the
             derivative of the answer by the row's loss, denominator included), else [rows, classes].
         row_weight: float64 [rows], what a row counts in `mean`, from class indices and weight alone (nothing of
@@ -197,8 +198,8 @@ class Operator:
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     options: type[Options]
-    forward: Callable[[Rows, Any, Buffers], None]
-    value_and_gradient: Callable[[Rows, Tensor, Any, Buffers], None]
+    forward: Callable[[Rows, Any, Buffers], bool | None]
+    value_and_gradient: Callable[[Rows, Tensor, Any, Buffers], bool | None]
     example: Mapping[str, Any]
     gradient_example: Mapping[str, Any]
     row_weight: Callable[[Rows], Tensor | None] | None = None
