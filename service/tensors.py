@@ -81,12 +81,13 @@ DTYPES: dict[str, DType] = {
 }
 """Every element type that may cross the wire, by name."""
 
-_BY_TORCH = {dtype.torch: dtype for dtype in DTYPES.values()}
+BY_TORCH = {dtype.torch: dtype for dtype in DTYPES.values()}
+"""The same by torch's type."""
 
 
 def dtype_of(tensor: Tensor) -> DType:
     """Return the table's line for the element type of `tensor`."""
-    return _BY_TORCH[tensor.dtype]
+    return BY_TORCH[tensor.dtype]
 
 
 def tensor_from_bytes(data: bytearray | memoryview, dtype: DType, shape: tuple[int, ...]) -> Tensor:
@@ -96,14 +97,20 @@ def tensor_from_bytes(data: bytearray | memoryview, dtype: DType, shape: tuple[i
     """
     if len(data) == 0:
         return torch.empty(shape, dtype=dtype.torch)
-    return torch.frombuffer(data, dtype=dtype.torch).reshape(shape)
+    flat = torch.frombuffer(data, dtype=dtype.torch)
+    return flat if len(shape) == 1 else flat.reshape(shape)
 
 
-def tensor_in(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> Tensor:
-    """View a part of a body as a tensor; one that lies askew for its type is copied, alone."""
-    if len(data) and torch.frombuffer(data, dtype=torch.uint8).data_ptr() % dtype.item_size:
+def tensor_in(data: memoryview, dtype: DType, shape: tuple[int, ...], address: int) -> Tensor:
+    """View a part of a body, which lies at an address, as a tensor; one that lies askew for its type is copied."""
+    if address % dtype.item_size:
         data = memoryview(bytearray(data))
     return tensor_from_bytes(data, dtype, shape)
+
+
+def address_of(data: bytearray | memoryview) -> int:
+    """Return where writable bytes lie in memory; 0 where there are none."""
+    return torch.frombuffer(data, dtype=torch.uint8).data_ptr() if len(data) else 0
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

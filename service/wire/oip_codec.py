@@ -37,7 +37,18 @@ from service.errors import (
 from service.ops.bind import read_as
 from service.ops.layout import unravel
 from service.ops.request import shown
-from service.tensors import DTYPES, DType, Fields, LongText, Message, WireTensor, bytes_of, dtype_of, tensor_in
+from service.tensors import (
+    DTYPES,
+    DType,
+    Fields,
+    LongText,
+    Message,
+    WireTensor,
+    address_of,
+    bytes_of,
+    dtype_of,
+    tensor_in,
+)
 from service.wire import json_codec, json_values
 from service.wire.json_structure import COMMA, MAX_DEPTH, Structure, scan
 
@@ -223,7 +234,7 @@ def decode(head: Head, data: memoryview, regions: Regions) -> Message:
             memory = regions(entry.place, entry.name, entry.size)
         else:
             memory = data[entry.begin : entry.begin + entry.size]
-        values = tensor_in(memory, entry.dtype, entry.shape)
+        values = tensor_in(memory, entry.dtype, entry.shape, address_of(memory))
         if entry.place is not None and entry.dtype.kind == "integer":
             values = values.clone()
         message.tensors[entry.name] = WireTensor(values)

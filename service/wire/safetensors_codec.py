@@ -20,13 +20,14 @@ from torch import Tensor
 
 from service.errors import DuplicateField, MalformedTensor, counted
 from service.tensors import (
+    BY_TORCH,
     DTYPES,
     DType,
     Fields,
     Message,
     WireTensor,
+    address_of,
     bytes_of,
-    dtype_of,
     tensor_in,
 )
 from service.wire import json_values
@@ -116,8 +117,10 @@ def decode(body: memoryview, fields: Fields) -> Message:
     read = _read_short if size <= SHORT_HEADER_BYTES else _read
     entries, options = read(header, fields, len(data))
     message = Message(options=dict(options), owns_memory=True)
+    start = address_of(data)
     for entry in entries:
-        message.tensors[entry.name] = WireTensor(tensor_in(data[entry.begin : entry.end], entry.dtype, entry.shape))
+        part = data[entry.begin : entry.end]
+        message.tensors[entry.name] = WireTensor(tensor_in(part, entry.dtype, entry.shape, start + entry.begin))
     return message
 
 
@@ -229,22 +232,21 @@ def encode(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
     """Write the tensors as a safetensors body, in pieces: the header, then views of the tensors' own memory."""
     # Wider types first, as the library writes them: then every tensor is aligned for its own type.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    header = _header(tuple((name, tensor.dtype, tensor.shape) for name, tensor in ordered))
+    return [header, *(bytes_of(tensor.contiguous()) for _, tensor in ordered if tensor.numel())]
+
+
+@lru_cache(maxsize=256)
+def _header(described: tuple[tuple[str, torch.dtype, torch.Size], ...]) -> bytes:
+    """Return the beginning of a body with tensors of these names, types and shapes, in this order."""
     header: dict[str, object] = {}
-    pieces: list[bytes | memoryview] = []
     end = 0
-    for name, tensor in ordered:
-        tensor = tensor.contiguous()  # noqa: PLW2901
-        begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {
-            "dtype": dtype_of(tensor).safetensors,
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-        if end > begin:
-            pieces.append(bytes_of(tensor))
+    for name, dtype, shape in described:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": BY_TORCH[dtype].safetensors, "shape": list(shape), "data_offsets": [begin, end]}
     text = msgspec.json.encode(header)
     text += b" " * (-(PREFIX_BYTES + len(text)) % ALIGNMENT_BYTES)
-    return [len(text).to_bytes(PREFIX_BYTES, "little") + text, *pieces]
+    return len(text).to_bytes(PREFIX_BYTES, "little") + text
 
 
 def answer_bytes(outputs: list[tuple[tuple[int, ...], torch.dtype]]) -> int:
