@@ -65,6 +65,8 @@ class RequestBody:
     async def read(self, limit: int, too_large: str) -> bytes:
         """Return the whole body; raises ContentTooLarge, with the sentence named, once it is known to be too large."""
         self.check_declared(limit, too_large)
+        if (whole := self._whole()) is not None:
+            return bytes(whole)
         chunks: list[bytes] = []
         async for chunk in self._chunks(limit, too_large):
             chunks.append(chunk)  # noqa: PERF401  # an asynchronous comprehension is no faster
@@ -81,6 +83,8 @@ class RequestBody:
         self.check_declared(limit, too_large)
         size = self.declared
         if size is None or size <= KEPT_BYTES:
+            if (whole := self._whole()) is not None:
+                return memoryview(whole)
             grown = bytearray()
             async for chunk in self._chunks(limit, too_large):
                 grown += chunk
@@ -105,6 +109,15 @@ class RequestBody:
                 self.note(body, filled)
                 noted = filled
         return body
+
+    def _whole(self) -> bytearray | None:
+        """Return the body, where its length was declared and all of it is there already."""
+        if self.connection is None or self.declared is None or self._is_complete:
+            return None
+        if (whole := self.connection.take_whole()) is not None:
+            self.received = len(whole)
+            self._is_complete = True
+        return whole
 
     async def _receive_rest(self, connection: Connection, body: memoryview, filled: int) -> None:
         step = len(body) if self.note is None else NOTED_BYTES

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.protocols.utils import is_ssl
 
 from service.errors import RequestError
+from service.http.flow import LastingTransport
 from service.http.receiver import BodyReceiver, ClientDisconnectedError, Lender
 
 EXTENSION = "service.connection"
@@ -89,6 +90,20 @@ class Connection:
         """Whether other requests to this process are being worked on, or are about to be."""
         return len(self._protocol.tasks) > 1
 
+    def take_whole(self) -> bytearray | None:
+        """Return a body that has come as a whole; None where it has not, or is asked for in some other way, too."""
+        cycle = self.cycle
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue or self.failure is not None:
+            return None
+        body, cycle.body = cycle.body, bytearray()
+        cycle.message_event.clear()
+        self._protocol.flow.resume_reading()
+        return body
+
+    def join_head(self) -> None:
+        """Let the header of the answer leave together with the beginning of its body."""
+        cast(LastingTransport, self.cycle.transport).join_head()
+
     async def receive_into(self, buffer: memoryview, body_bytes: int) -> None:
         """Fill `buffer` with the next bytes of a body of `body_bytes` in all.
 
@@ -103,7 +118,8 @@ class Connection:
             cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
         at_hand = min(len(buffer), len(cycle.body))
-        buffer[:at_hand] = cycle.body[:at_hand]
+        with memoryview(cycle.body) as body:
+            buffer[:at_hand] = body[:at_hand]
         del cycle.body[:at_hand]
         if at_hand == len(buffer):
             return

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from service.errors import HeadersTooLarge, Internal, MalformedRequest, RequestError, RequestTimeout, UriTooLong
 from service.http.connection import EXTENSION, Connection, connection_of
 from service.http.exchange import request_id_in
-from service.http.limits import DRAIN_BYTES, HEADER_BYTES, HEADER_FIELDS, QUEUED_REQUESTS, URL_BYTES
+from service.http.limits import DRAIN_BYTES, HEADER_BYTES, HEADER_FIELDS, KEPT_BYTES, QUEUED_REQUESTS, URL_BYTES
 from service.http.timed import TimedProtocol
 
 logger = logging.getLogger("service")
@@ -71,6 +71,8 @@ class GuardedProtocol(TimedProtocol):
     _transfer_encoding: bytes | None = None
     _left = 0
     """Bytes still to come of a body with a declared length."""
+    _is_unparsed = False
+    """Whether the parser is not shown the body: it is long, and its length is all there is to know."""
     _held = b""
     """What came behind as many requests as may wait."""
     _refusal: RequestError | None = None
@@ -110,6 +112,10 @@ class GuardedProtocol(TimedProtocol):
                 self._hold(data[start:])
                 return
             end = self._end_of_part(data, start)
+            if self._is_unparsed:
+                self._take_unparsed(memoryview(data)[start:end])
+                start = end
+                continue
             steps = self._steps
             try:
                 self.parser.feed_data(data if end - start == size else data[start:end])
@@ -126,6 +132,14 @@ class GuardedProtocol(TimedProtocol):
                 if self._unfinished > HEADER_BYTES:
                     self._refuse(self._flood())
             start = end
+
+    def _take_unparsed(self, piece: memoryview) -> None:
+        self._unfinished = 0
+        self.on_body(piece)
+        if not self._left:
+            self._is_unparsed = False
+            self.on_message_complete()
+            self._renew_parser()
 
     def _end_of_part(self, data: bytes, start: int) -> int:
         if self._is_in_body and self._left:
@@ -234,6 +248,7 @@ class GuardedProtocol(TimedProtocol):
         super().on_headers_complete()
         connection.cycle = self.cycle
         self._is_upgrade = self.parser.should_upgrade() and bool(self._left or self._transfer_encoding)
+        self._is_unparsed = self._left > KEPT_BYTES and not self.parser.should_upgrade()
         if self.pipeline and len(self.pipeline) < QUEUED_REQUESTS:
             # uvicorn has paused reading; but then nobody would notice when the caller leaves.
             self.flow.resume_reading()
@@ -259,7 +274,7 @@ class GuardedProtocol(TimedProtocol):
         self._is_in_trailer = True
         self._head_bytes = self._trailer_fields = 0
 
-    def on_body(self, body: bytes) -> None:
+    def on_body(self, body: bytes | memoryview) -> None:
         """Take a piece of the body."""
         self._steps += 1
         self._is_in_trailer = False
@@ -270,7 +285,7 @@ class GuardedProtocol(TimedProtocol):
         if self.cycle.response_complete:
             self._throw_away_of_body(size)
         else:
-            super().on_body(body)
+            super().on_body(cast(bytes, body))
 
     def _throw_away_of_body(self, size: int) -> None:
         self._thrown_away += size
@@ -294,7 +309,7 @@ class GuardedProtocol(TimedProtocol):
     def take_back(self) -> None:
         """Go on with the connection after a body that the parser never saw."""
         self.receiver = None
-        self._is_in_body = False
+        self._is_in_body = self._is_unparsed = False
         self._left = 0
         self._since = self._watch.now
         self._renew_parser()
