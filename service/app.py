@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import __version__
+from service import __version__, metrics
 from service.engine.budget import Budget
 from service.engine.buffers import trim
 from service.engine.device import choose_device
@@ -26,7 +26,7 @@ from service.http.pages import page_routes
 from service.http.permits import Gate
 from service.http.probes import check_examples, probe_router
 from service.http.problems import check_path, install_handlers
-from service.http.routes import Endpoint, OperatorRoute, operator_endpoints
+from service.http.routes import Endpoint, OnlyPost, operator_endpoints
 from service.http.state import State
 from service.http.telemetry import configuration as telemetry
 from service.ops import OPERATORS
@@ -86,6 +86,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     def note_state() -> None:
         engine.note_state()
         budget.note_state()
+        metrics.IN_FLIGHT.set(state.in_flight)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -97,6 +98,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         tidying.cancel()
         await self_test
         await asyncio.to_thread(engine.close)
+        metrics.count_noted()
 
     async def _become_ready(engine: Engine, state: State) -> None:
         try:
@@ -117,7 +119,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         lifespan=lifespan,
         telemetry=telemetry(unseen=ALWAYS_ANSWERED),
     )
-    app.router.routes.append(OperatorRoute(endpoints))
+    app.router.routes.append(OnlyPost(endpoints))
     app.include_router(probe_router(operators, note_state, settings, state))
     app.router.routes.extend(OpenInference(operators, settings, state, regions).routes())
     app.router.routes.extend(page_routes(has_keys=settings.api_keys is not None))
@@ -129,7 +131,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         state=state,
         checks=checks,
         origins=settings.origins,
-        counters={path: endpoint.metrics for path, endpoint in endpoints.items()},
+        endpoints=endpoints,
     )
     app.state.service = state
     app.state.engine = engine

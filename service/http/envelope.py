@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Internal, MalformedRequest, RequestError
 from service.http.body import RequestBody, refuse, send_reply
+from service.http.connection import connection_of
 from service.http.exchange import Exchange, exchange_of, path_of, put_exchange, request_id_in
-from service.http.formats import Format
 from service.http.logs import log_request
 from service.http.problems import refusal
+from service.http.routes import Endpoint
 from service.http.state import State
 from service.http.telemetry import tell_span
-from service.metrics import OK, EndpointMetrics
+from service.metrics import OK
 
 logger = logging.getLogger("service")
 
@@ -44,22 +45,22 @@ class Envelope:
     Pages of `origins` may call the service, and read all of that: a preflight comes without a key, a refusal with CORS
     headers.
 
-    Each of `checks` raises a RequestError for a request that must not come in. `counters` holds the metrics of the
-    endpoints by path, so that a request which never gets to its endpoint is counted there all the same.
+    Each of `checks` raises a RequestError for a request that must not come in. What is posted to a path of `endpoints`
+    goes there straight, all else to `app`; what never gets to its endpoint is counted there all the same.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         state: State,
+        endpoints: Mapping[str, Endpoint[Any]],
         checks: Sequence[Callable[[Scope], None]] = (),
-        counters: Mapping[str, EndpointMetrics] | None = None,
         origins: Sequence[str] = (),
     ) -> None:
         self._app = app
         self._state = state
         self._checks = checks
-        self._counters = counters or {}
+        self._endpoints = endpoints
         self._inner: ASGIApp = self._answer
         if origins:
             self._inner = CORSMiddleware(
@@ -77,10 +78,13 @@ class Envelope:
         exchange = Exchange(request_id_in(scope["headers"]))
         put_exchange(scope, exchange)
         headers = [(b"x-request-id", exchange.request_id.encode())]
+        connection = None if scope["method"] == "HEAD" else connection_of(scope)
 
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                if connection is not None:
+                    connection.join_head()
                 tell_span(scope, exchange)
                 message["headers"] = [*message.get("headers", ()), *headers]
                 if self._state.is_draining and not _closes(message):
@@ -102,7 +106,7 @@ class Envelope:
             if error := self._refusal(scope):
                 await self._refuse(error, scope, receive, send, exchange)
             else:
-                await self._app(scope, receive, send)
+                await (self._endpoint_of(scope) or self._app)(scope, receive, send)
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
             exchange.code = Internal.code
@@ -126,9 +130,12 @@ class Envelope:
     ) -> None:
         exchange.code = error.code
         await refuse(send, refusal(error, scope), RequestBody(scope, receive))
-        if scope["method"] == "POST" and (counter := self._counters.get(path_of(scope))):
-            exchange.format = cast(Format, counter.usual_format)
-            counter.count(exchange)
+        if endpoint := self._endpoint_of(scope):
+            exchange.format = endpoint.formats[0]
+            endpoint.metrics.note(exchange)
+
+    def _endpoint_of(self, scope: Scope) -> Endpoint[Any] | None:
+        return self._endpoints.get(path_of(scope)) if scope["method"] == "POST" else None
 
 
 def _closes(message: Message) -> bool:

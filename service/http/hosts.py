@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 
 from starlette.types import Scope
@@ -11,6 +12,10 @@ from starlette.types import Scope
 from service.errors import MalformedRequest, clip
 
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
+
+
+KNOWN_HOSTS = 64
+"""So many Host headers are remembered: callers send the same again and again."""
 
 
 class Hosts:
@@ -22,6 +27,7 @@ class Hosts:
         self._names = frozenset(_canonical(name) for name in names)
         self._endings = tuple(name[1:] for name in names if name.startswith("*."))
         self._listed = clip(", ".join(names))
+        self._is_allowed = lru_cache(KNOWN_HOSTS)(self._allows)
 
     def check(self, scope: Scope) -> None:
         """Raise MalformedRequest unless the request has one Host header, and it holds one of the names.
@@ -34,11 +40,11 @@ class Hosts:
                 raise MalformedRequest("two-hosts", got=len(hosts))
             if scope["http_version"] != "1.0":
                 raise MalformedRequest("no-host")
-        elif not self._any and not self._allows(hosts[0].decode("latin-1")):
+        elif not self._any and not self._is_allowed(hosts[0]):
             raise MalformedRequest("host", expected=self._listed, got=clip(hosts[0].decode("latin-1")))
 
-    def _allows(self, host: str) -> bool:
-        found = _HOST.fullmatch(host)
+    def _allows(self, host: bytes) -> bool:
+        found = _HOST.fullmatch(host.decode("latin-1"))
         if found is None:
             return False
         name = _canonical(found[1].lower().removesuffix("."))

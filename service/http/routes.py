@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Collection
+from functools import lru_cache, partial
+from typing import ClassVar, Generic, ParamSpec, TypeVar, cast
 
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
@@ -30,7 +30,7 @@ from service.http.permits import SMALL_BODY_BYTES, Gate, Permit
 from service.http.problems import Reply, refusal
 from service.http.receiver import ClientDisconnectedError
 from service.http.state import State
-from service.ops.bind import Job, bind, fields_of
+from service.ops.bind import MOST_KNOWN_PLANS, Job, Plan, bind, fields_of
 from service.ops.spec import Operator
 from service.settings import Settings
 from service.wire import json_codec, safetensors_codec
@@ -76,11 +76,9 @@ class Endpoint(ABC, Generic[Wanted]):
         exchange = exchange_of(scope)
         exchange.operator, exchange.format = self._name, self.formats[0]
         body = RequestBody(scope, receive)
-        metrics.IN_FLIGHT.inc()
         self._state.in_flight += 1
         try:
             await self._serve(scope, send, body, exchange)
-            metrics.observe_phases(exchange.timing)
         except RequestError as error:
             await self._refuse(error, scope, send, body)
         except asyncio.CancelledError:
@@ -97,11 +95,10 @@ class Endpoint(ABC, Generic[Wanted]):
                 exchange.code = Internal.code
                 raise
         finally:
-            metrics.IN_FLIGHT.dec()
             exchange.received = body.received
             self._state.in_flight -= 1
             self._state.handled_bytes += exchange.received + exchange.sent
-            self.metrics.count(exchange)
+            self.metrics.note(exchange)
 
     @staticmethod
     async def _refuse(error: RequestError, scope: Scope, send: Send, body: RequestBody) -> None:
@@ -125,8 +122,10 @@ class Endpoint(ABC, Generic[Wanted]):
             exchange.rows = job.layout.rows
             answer = cast(Answer, memory.answer)
             timing.queue, timing.compute = answer.queue_seconds, answer.compute_seconds
-            at_once = self._is_encoded_at_once(size, wanted)
-            reply = await self._where_it_fits(permit, at_once, self._encode, job, answer, wanted)
+            if self._is_encoded_at_once(size, wanted):
+                reply = self._encode(job, answer, wanted)
+            else:
+                reply = await self._in_a_worker(permit, self._encode, job, answer, wanted)
             timing.encode = time.perf_counter() - started
             permit.note_done()
             if not reply.is_borrowed:
@@ -223,20 +222,24 @@ class Endpoint(ABC, Generic[Wanted]):
             permit.enter((self._name, exchange.format), len(content))
         text = self._json_in(content, exchange.format, wanted)
         if len(text) > SMALL_BODY_BYTES:
-            size = await self._where_it_fits(permit, is_small, json_codec.decoding_bytes, text)
+            if is_small:
+                size = json_codec.decoding_bytes(text)
+            else:
+                size = await self._in_a_worker(permit, json_codec.decoding_bytes, text)
             if not permit.may_decode(size + len(content) - len(text)):
                 await permit.wait_for()
-        job = await self._where_it_fits(permit, is_small, self._prepare, content, exchange.format, wanted)
+        if is_small:
+            job = self._prepare(content, exchange.format, wanted)
+        else:
+            job = await self._in_a_worker(permit, self._prepare, content, exchange.format, wanted)
         self._note_deadline(permit, exchange, wanted)
         exchange.timing.decode = time.perf_counter() - started
         return job
 
-    async def _where_it_fits(
-        self, permit: Permit, is_small: bool, function: Callable[P, T], *arguments: P.args, **options: P.kwargs
+    async def _in_a_worker(
+        self, permit: Permit, function: Callable[P, T], *arguments: P.args, **options: P.kwargs
     ) -> T:
-        """Call a function: for something small on the event loop, else in a worker, in the request's turn."""
-        if is_small:
-            return function(*arguments, **options)
+        """Call a function for something large in a worker, in the request's turn."""
         return await self._engine.call(partial(function, *arguments, **options), permit.ticket)
 
     def _note_deadline(self, permit: Permit, exchange: Exchange, wanted: Wanted) -> None:
@@ -307,7 +310,7 @@ class OperatorEndpoint(Endpoint[Format]):
         return size <= INLINE_BYTES[wanted]
 
     def _largest_answer(self, job: Job, wanted: Format) -> int:
-        return largest_answer(job, wanted)
+        return largest_answer(job.plan, wanted)
 
     def _limit_of(self, request: Format, wanted: Format) -> tuple[int, str]:
         return self._limits[request]
@@ -341,7 +344,7 @@ class OperatorEndpoint(Endpoint[Format]):
             message = safetensors_codec.decode(cast(memoryview, content), self._fields)
         job = bind(self._operator, message, gradient=self._gradient)
         limit = self._most_answer_bytes
-        if wanted == "json" and (size := largest_answer(job, wanted)) > limit:
+        if wanted == "json" and (size := largest_answer(job.plan, wanted)) > limit:
             raise ContentTooLarge("answer", limit=limit, got=size)
         return job
 
@@ -372,12 +375,12 @@ class Borrowed:
             self._pool.give_back(self._buffers.pop())
 
 
-def largest_answer(job: Job, wanted: Format) -> int:
+@lru_cache(maxsize=MOST_KNOWN_PLANS)
+def largest_answer(plan: Plan, wanted: Format) -> int:
     """Return how many bytes the answer can take at most, in a format."""
-    plan = job.plan
     outputs = [(plan.shapes[output.name], plan.dtypes[output.name]) for output in plan.outputs]
     if wanted == "json":
-        return json_codec.largest_answer(outputs, job.options.encoding)
+        return json_codec.largest_answer(outputs, plan.options.encoding)
     return safetensors_codec.answer_bytes(outputs)
 
 
@@ -394,21 +397,17 @@ def operator_endpoints(
     }
 
 
-class OperatorRoute(BaseRoute):
-    """The way to all endpoints, by exact path: one look-up, however many operators there are."""
+class OnlyPost(BaseRoute):
+    """What other methods than POST get at the paths of endpoints."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint[Any]]) -> None:
-        self._endpoints = endpoints
+    def __init__(self, paths: Collection[str]) -> None:
+        self._paths = frozenset(paths)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Say whether there is an endpoint at a path."""
-        endpoint = self._endpoints.get(path_of(scope)) if scope["type"] == "http" else None
-        if endpoint is None:
-            return Match.NONE, {}
-        return Match.FULL if scope["method"] == "POST" else Match.PARTIAL, {"endpoint": endpoint}
+        is_there = scope["type"] == "http" and path_of(scope) in self._paths
+        return (Match.FULL if is_there else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request to its endpoint."""
-        if scope["method"] != "POST":
-            raise HTTPException(405, headers={"Allow": "POST"})
-        await scope["endpoint"](scope, receive, send)
+        """Refuse a request."""
+        raise HTTPException(405, headers={"Allow": "POST"})
