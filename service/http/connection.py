@@ -117,15 +117,24 @@ class Connection:
         if cycle.waiting_for_100_continue:
             cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
-        at_hand = min(len(buffer), len(cycle.body))
-        with memoryview(cycle.body) as body:
-            buffer[:at_hand] = body[:at_hand]
-        del cycle.body[:at_hand]
+        at_hand = self._take_some(buffer)
         if at_hand == len(buffer):
             return
         if self._receiver is None:
             self._receiver = BodyReceiver(self._protocol, cycle, body_bytes - self._protocol.body_bytes)
         await self._receiver.receive_into(buffer[at_hand:])
+
+    def _take_some(self, buffer: memoryview) -> int:
+        """Move what has come of the body to `buffer`, as far as it fits; return how much that was."""
+        cycle, size = self.cycle, min(len(buffer), len(self.cycle.body))
+        if isinstance(cycle.body, memoryview):
+            buffer[:size] = cycle.body[:size]
+            cycle.body = cycle.body[size:] if size < len(cycle.body) else bytearray()
+        else:
+            with memoryview(cycle.body) as body:
+                buffer[:size] = body[:size]
+            del cycle.body[:size]
+        return size
 
     async def discard(self, most: int) -> None:
         """Throw away up to `most` more bytes of a body that `receive_into` has begun."""

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import httptools
 from starlette.types import Scope
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.errors import HeadersTooLarge, Internal, MalformedRequest, RequestError, RequestTimeout, UriTooLong
@@ -284,8 +285,19 @@ class GuardedProtocol(TimedProtocol):
             self._left -= size
         if self.cycle.response_complete:
             self._throw_away_of_body(size)
+        elif isinstance(body, memoryview) and not self.cycle.body:
+            self._lend(body)
         else:
+            if isinstance(self.cycle.body, memoryview):
+                self.cycle.body = bytearray(self.cycle.body)
             super().on_body(cast(bytes, body))
+
+    def _lend(self, body: memoryview) -> None:
+        """Do what uvicorn does with a piece of a body, without the copy: mostly a buffer is filled from it at once."""
+        self.cycle.body = cast(bytearray, body)
+        if len(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def _throw_away_of_body(self, size: int) -> None:
         self._thrown_away += size
