@@ -169,7 +169,7 @@ class LongText:
         return f"{self.kind} of {self.size} bytes"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fields:
     """The names a request may use: which of them are tensors, which are options."""
 

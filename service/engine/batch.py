@@ -93,7 +93,7 @@ def prepare_reduction(job: Job) -> tuple[Denominator | None, Tensor | None]:
     by_row = {name: tensor for name, tensor in job.tensors.items() if tensor.ndim == 1}
     rows = Rows(job.layout.rows, by_row, job.kept)
     over = reduction.denominator(job.operator.row_weight(rows), rows.count, options)
-    if any(output.shape == "reduced" or output.gradient for output in job.outputs):
+    if over.divisor == 0.0 and any(output.shape == "reduced" or output.gradient for output in job.outputs):
         reduction.check_mean(over, options)
     return over, reduction.row_upstream(job.upstream, job.layout.rows, over) if job.gradient else None
 
@@ -262,17 +262,15 @@ class Execution:
         dtype = self._dtype if result.ndim == 2 else torch.float64
         return self._is_flat and self._device.type == "cpu" and result.dtype == dtype
 
-    @torch.inference_mode()
     def drain(self) -> None:
         """Compute blocks until none is left."""
-        with lane(self._device):
+        with torch.inference_mode(), lane(self._device):
             while (position := next(self._next_block)) < len(self.blocks):
                 self._compute(self.blocks[position])
 
-    @torch.inference_mode()
     def step(self) -> None:
         """Compute one block more; to be called once for each."""
-        with lane(self._device):
+        with torch.inference_mode(), lane(self._device):
             self._compute(self.blocks[next(self._next_block)])
 
     def _compute(self, block: Block) -> None:
@@ -297,6 +295,8 @@ class Execution:
         if self._is_flat:
             part = values if len(self.blocks) == 1 else values[block.outer]
             dtype = self._dtype if part.ndim == 2 else part.dtype
+            if part.dtype == dtype and self._device.type == "cpu":
+                return part
             return part.to(self._device, dtype, non_blocking=True)
         if values.ndim == 2:
             return values[block.outer, block.inner].reshape(-1).to(self._device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -41,16 +41,20 @@ def choose_device(name: str) -> torch.device:
 _own = threading.local()
 
 
-@contextmanager
-def lane(device: torch.device) -> Iterator[None]:
+def lane(device: torch.device) -> AbstractContextManager[object]:
     """Let the calling thread work on a device in an order of its own, and wait at the end for what it began there.
 
     On CUDA every thread has a stream, so that one uploads a block while another's is computed and a third's comes back.
     Copies then return at once where the memory of the host is pinned; until the end it must stay as it is.
     """
-    if device.type != "cuda":
-        yield
-        return
+    return _stream(device) if device.type == "cuda" else _NO_LANE
+
+
+_NO_LANE = nullcontext()
+
+
+@contextmanager
+def _stream(device: torch.device) -> Iterator[None]:
     streams: dict[torch.device, torch.cuda.Stream] = _own.__dict__.setdefault("streams", {})
     stream = streams.get(device)
     if stream is None:

@@ -227,11 +227,11 @@ def _bind_indices(tensor: Input, wire: WireTensor, plan: Plan) -> tuple[Tensor, 
         return torch.from_numpy(numbers), None
     ignored = cast(LossOptions, plan.options).ignore_index
     # Extremes are a fraction of the price of comparing every element, and mostly they are all there is to know.
-    lowest, highest = numbers.min(), numbers.max()
+    lowest, highest = np.minimum.reduce(numbers), np.maximum.reduce(numbers)
     kept = None
     if lowest <= ignored <= highest and (skipped := numbers == ignored).any():
         numbers, kept = np.where(skipped, 0, numbers), torch.from_numpy(~skipped)
-        lowest, highest = numbers.min(), numbers.max()
+        lowest, highest = np.minimum.reduce(numbers), np.maximum.reduce(numbers)
     if lowest < 0 or highest >= classes:
         position = int(((numbers < 0) | (numbers >= classes)).argmax())
         raise _out_of_range("range", tensor, wire, plan, position, got=int(numbers[position]))
