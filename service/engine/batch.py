@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -19,7 +20,7 @@ from service.engine.buffers import SMALLEST_POOLED_BYTES, BufferPool
 from service.engine.device import lane
 from service.errors import NonFinite, element_pointer
 from service.ops import reduction, rowmath
-from service.ops.bind import Job
+from service.ops.bind import MOST_KNOWN_PLANS, Job, Plan
 from service.ops.layout import Layout
 from service.ops.reduction import Denominator
 from service.ops.spec import LossOptions, Output, Rows
@@ -167,6 +168,19 @@ def first_nan_row(values: Tensor) -> int | None:
     return int(by_row.nonzero()[0]) if by_row.any() else None
 
 
+@lru_cache(maxsize=MOST_KNOWN_PLANS)
+def _cutting(
+    plan: Plan, dtype: torch.dtype, uncut_elements: int, block_bytes: int
+) -> tuple[torch.dtype, tuple[Block, ...]]:
+    """Return in which type rows of a type are computed, and in which blocks."""
+    layout = plan.layout
+    computed = rowmath.computation_dtype(dtype, layout.classes, accurate=plan.options.accuracy == "accurate")
+    rows_per_block = layout.rows
+    if layout.rows * layout.classes >= uncut_elements:
+        rows_per_block = block_bytes // max(1, layout.classes * computed.itemsize)
+    return computed, tuple(cut(layout, max(1, rows_per_block)))
+
+
 class Execution:
     """A job being computed: `drain` until no block is left, in as many threads as wanted, then `finish`.
 
@@ -178,13 +192,10 @@ class Execution:
         self.job = job
         self._pool = pool
         self._device = device
-        layout = job.layout
-        self._classes = layout.classes
-        self._is_flat = layout.inner == 1
-        self._dtype = rowmath.computation_dtype(
-            job.first.dtype, self._classes, accurate=job.options.accuracy == "accurate"
-        )
-        self.blocks = tuple(cut(layout, self._rows_per_block()))
+        self._classes = job.layout.classes
+        self._is_flat = job.layout.inner == 1
+        block_bytes = BLOCK_BYTES if device.type == "cpu" else CUDA_BLOCK_BYTES
+        self._dtype, self.blocks = _cutting(job.plan, job.first.dtype, UNCUT_ELEMENTS, block_bytes)
         self._next_block = itertools.count()
         self._denominator, upstream = prepare_reduction(job)
         self._inputs, self._weights = self._prepare_inputs()
@@ -197,13 +208,6 @@ class Execution:
         self._in_place = {name for name, result in self._results.items() if self._computes_in_place(result)}
         self._nan_row: dict[str, int] = {}
         self._lock = threading.Lock()
-
-    def _rows_per_block(self) -> int:
-        layout = self.job.layout
-        if layout.rows * layout.classes < UNCUT_ELEMENTS:
-            return max(1, layout.rows)
-        bytes_per_block = BLOCK_BYTES if self._device.type == "cpu" else CUDA_BLOCK_BYTES
-        return max(1, bytes_per_block // (layout.classes * self._dtype.itemsize))
 
     def _prepare_inputs(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the inputs that are cut into blocks, and those that every block takes whole."""

@@ -219,11 +219,14 @@ class RequestBody:
 
 async def send_reply(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
     """Send a whole answer."""
-    await _send_start(send, reply, headers)
-    pieces = list(_slices(reply.pieces)) or [b""]
-    for piece in pieces[:-1]:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": pieces[-1], "more_body": False})
+    size = await _send_start(send, reply, headers)
+    if size > KEPT_BYTES:
+        *before, last = _slices(reply.pieces)
+        for piece in before:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    else:
+        last = b"".join(reply.pieces)
+    await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 async def send_borrowed(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> bool:
@@ -271,10 +274,12 @@ def _closes(reply: Reply) -> bool:
     return (b"connection", b"close") in reply.headers
 
 
-async def _send_start(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]]) -> None:
-    length = b"%d" % sum(map(len, reply.pieces))
-    own = [(b"content-type", reply.media_type.encode()), (b"content-length", length)]
+async def _send_start(send: Send, reply: Reply, headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Send the header of an answer; return how long its body is."""
+    size = sum(map(len, reply.pieces))
+    own = [(b"content-type", reply.media_type.encode()), (b"content-length", b"%d" % size)]
     await send({"type": "http.response.start", "status": reply.status, "headers": [*own, *reply.headers, *headers]})
+    return size
 
 
 def _slices(pieces: list[bytes | memoryview]) -> Iterator[bytes | memoryview]:
