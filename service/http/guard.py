@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.errors import HeadersTooLarge, Internal, MalformedRequest, RequestError, RequestTimeout, UriTooLong
@@ -295,7 +294,7 @@ class GuardedProtocol(TimedProtocol):
     def _lend(self, body: memoryview) -> None:
         """Do what uvicorn does with a piece of a body, without the copy: mostly a buffer is filled from it at once."""
         self.cycle.body = cast(bytearray, body)
-        if len(body) > HIGH_WATER_LIMIT:
+        if self._left:  # the rest is to go into that buffer
             self.flow.pause_reading()
         self.cycle.message_event.set()
 
@@ -325,7 +324,7 @@ class GuardedProtocol(TimedProtocol):
         self._left = 0
         self._since = self._watch.now
         self._renew_parser()
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(self.inlet)
 
     # -- Answers -------------------------------------------------------------------------------------------------------
 
@@ -376,5 +375,5 @@ class GuardedProtocol(TimedProtocol):
             cast(Connection, connection_of(cast(Scope, cycle.scope))).fail(error)
             if self.receiver is not None:
                 self.receiver = None
-                self.transport.set_protocol(self)
+                self.transport.set_protocol(self.inlet)
         self.flow.resume_reading()

@@ -1,4 +1,7 @@
-"""Receives the rest of one body straight into memory of ours, in place of the HTTP protocol."""
+"""Who has a connection in place of the HTTP protocol, to receive into memory of ours.
+
+The `Inlet` hands over what comes; a `BodyReceiver` has the connection for the rest of one body.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,12 @@ class Lender(Protocol):
     @property
     def flow(self) -> FlowControl: ...
 
+    @property
+    def is_in_body(self) -> bool:
+        """Whether a body is on its way."""
+
+    def data_received(self, data: bytes) -> None: ...
+
     def take_back(self) -> None:
         """Go on with the connection after the body."""
 
@@ -38,11 +47,61 @@ class Lender(Protocol):
     def resume_writing(self) -> None: ...
 
 
-class BodyReceiver(asyncio.BufferedProtocol):
+HEAD_BYTES = 1 << 14
+"""Most that is read at once where a header may begin; what is read of a body together with it must be copied."""
+
+PIECE_BYTES = 1 << 18
+"""Most that is read at once of a body."""
+
+
+class StandIn(asyncio.BufferedProtocol):
+    """Stands before the HTTP protocol, and passes on to it all but what comes."""
+
+    def __init__(self, protocol: Lender) -> None:
+        self._protocol = protocol
+
+    def eof_received(self) -> None:
+        """Pass the transport's word on: the connection closes, and a body that ends early is never answered."""
+        self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass the transport's word on to the HTTP protocol."""
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Pass the transport's word on to the answer."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass the transport's word on to the answer."""
+        self._protocol.resume_writing()
+
+
+class Inlet(StandIn):
+    """Has the connection while headers and short bodies come, and hands them over.
+
+    Every connection of an event loop may read into the same scratch memory: what comes is handed over at once.
+    """
+
+    def __init__(self, protocol: Lender, scratch: memoryview) -> None:
+        super().__init__(protocol)
+        self._whole = scratch
+        self._beginning = scratch[:HEAD_BYTES]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Say where the next bytes go: little of a body is to come with its header."""
+        return self._whole if self._protocol.is_in_body else self._beginning
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand over what has come."""
+        self._protocol.data_received(bytes(self._whole[:nbytes]))
+
+
+class BodyReceiver(StandIn):
     """Receives the rest of one body; the connection belongs to the HTTP protocol before and after."""
 
     def __init__(self, protocol: Lender, cycle: RequestResponseCycle, remaining: int) -> None:
-        self._protocol = protocol
+        super().__init__(protocol)
         self._cycle = cycle
         self.remaining = remaining
         self._whole = remaining
@@ -99,24 +158,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         if self._filled is not None and not self._filled.done():
             self._filled.set_result(None)
 
-    def eof_received(self) -> None:
-        """Let the connection close: a body that ends early is never answered."""
-        self._protocol.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Pass the transport's word on to the HTTP protocol."""
-        self._protocol.connection_lost(exc)
-
     def abandon(self, reason: Exception) -> None:
         """Tell the endpoint that no more will come."""
         self._is_abandoned = True
         if self._filled is not None and not self._filled.done():
             self._filled.set_exception(reason)
-
-    def pause_writing(self) -> None:
-        """Pass the transport's word on to the answer."""
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Pass the transport's word on to the answer."""
-        self._protocol.resume_writing()

@@ -6,6 +6,7 @@ import asyncio
 import math
 import socket
 import struct
+import sys
 from contextlib import suppress
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from service.http.flow import GuardedFlow, LastingTransport
 from service.http.limits import DRAIN_BYTES, DRAIN_SECONDS, Limits, Pace
 from service.http.logs import log_request
 from service.http.problems import problem
-from service.http.receiver import BodyReceiver, ClientDisconnectedError
+from service.http.receiver import BodyReceiver, ClientDisconnectedError, Inlet, Lender
 from service.http.watch import watch_of
 
 _BYTES_ACKNOWLEDGED = 120
@@ -29,6 +30,8 @@ _BYTES_ACKNOWLEDGED = 120
 class TimedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which closes in good order, and ends connections whose time is over."""
 
+    inlet: asyncio.BaseProtocol
+    """Who has the connection while headers and short bodies come."""
     receiver: BodyReceiver | None = None
     """Who has the connection while a body comes that the parser does not see."""
     is_drained = False
@@ -62,11 +65,15 @@ class TimedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to watch a connection."""
         super().connection_made(transport)
+        self.inlet = self
         self.transport = cast(asyncio.Transport, LastingTransport(transport, self.close))
         self.flow = GuardedFlow(transport)
         self._watch = watch_of(self.server_state, getattr(self.config, "limits", None) or Limits())
         self._since = self._watch.now
         self._watch.enter(self)
+        if sys.platform != "win32":  # there, a transport reads ahead into the buffer it was given
+            self.inlet = Inlet(cast(Lender, self), self._watch.scratch)
+            transport.set_protocol(self.inlet)
 
     def eof_received(self) -> None:
         """Take a caller who closes his side for one who has left: the connection closes, and nobody is answered."""
@@ -149,6 +156,11 @@ class TimedProtocol(HttpToolsProtocol):
             self.close_now()
         else:
             self._last()
+
+    @property
+    def is_in_body(self) -> bool:
+        """Whether a body is on its way."""
+        return self._is_in_body
 
     @property
     def _is_idle(self) -> bool:

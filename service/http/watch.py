@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 
 from service import metrics
 from service.http.limits import Limits
+from service.http.receiver import PIECE_BYTES
 
 if sys.platform != "win32":
     import resource
@@ -51,6 +52,8 @@ class Watch:
         self.now = 0.0
         self.idle: OrderedDict[Watched, None] = OrderedDict()
         """Connections without a request that is being answered, those who have waited longest first."""
+        self.scratch = memoryview(bytearray(PIECE_BYTES))
+        """What comes is read into this, by whichever connection it comes on."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next: asyncio.TimerHandle | None = None
         self._looked = 0.0

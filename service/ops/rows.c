@@ -4,8 +4,9 @@
  * R is summed apart from the 1 so that ln S = log1p(R) and 1 - q_t = R / S keep their digits in confident rows.
  *
  * The order of every operation is written out: LANES sums beside each other, flushed to double every FLUSH chunks (one
- * sum in the order of the classes where a row is SHORT), and fused multiply-adds only where fma stands. So a row has the same bits on every processor, whatever the width of its
- * vectors, provided the compiler neither reorders nor contracts (-ffp-contract=off, no -ffast-math).
+ * sum in the order of the classes where a row is SHORT), and fused multiply-adds only where fma stands. So a row has the
+ * same bits on every processor, whatever the width of its vectors, provided the compiler neither reorders nor contracts
+ * (-ffp-contract=off, no -ffast-math).
  *
  * `out` may be `logits` itself. A NaN anywhere in a row, and an infinite m, make R and all of the row NaN.
  * `rest`, `peak` and `top` may be NULL where cross-entropy is computed and nobody asks for them.
@@ -26,9 +27,8 @@
 INLINE float exp_float(float x, float low) {
     x = x < -104.0f ? -104.0f : x;
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, which lies in the low bits */
-    union { float f; int32_t i; } n, a, b;
+    union { float f; uint32_t i; } n, power;
     n.f = fmaf(x, 1.44269504088896341f, magic);
-    int32_t i = n.i - 0x4B400000, half = i >> 1;
     float k = n.f - magic;
     float r = fmaf(k, -0.693145751953125f, x);
     r = fmaf(k, -1.42860682030941723212e-6f, r) + low;
@@ -39,17 +39,15 @@ INLINE float exp_float(float x, float low) {
     p = fmaf(p, r, 1.6666665459e-1f);
     p = fmaf(p, r, 5.0000001201e-1f);
     p = fmaf(p, r * r, r) + 1.0f;
-    a.i = (int32_t)((uint32_t)(half + 127) << 23);
-    b.i = (int32_t)((uint32_t)(i - half + 127) << 23);
-    return p * a.f * b.f;
+    power.i = (n.i << 23) + ((127u + 64u) << 23); /* 2^(k + 64), never subnormal; only the low bits of n are left */
+    return p * power.f * 0x1p-64f;
 }
 
 INLINE double exp_double(double x, double low) {
     x = x < -746.0 ? -746.0 : x;
     const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
-    union { double f; int64_t i; } n, a, b;
+    union { double f; uint64_t i; } n, power;
     n.f = fma(x, 1.44269504088896340736, magic);
-    int64_t i = n.i - 0x4338000000000000, half = i >> 1;
     double k = n.f - magic;
     double r = fma(k, -6.93147180369123816490e-01, x);
     r = fma(k, -1.90821492927058770002e-10, r) + low;
@@ -66,9 +64,8 @@ INLINE double exp_double(double x, double low) {
     p = fma(p, r, 1.0 / 6.0);
     p = fma(p, r, 0.5);
     p = fma(p, r * r, r) + 1.0;
-    a.i = (int64_t)((uint64_t)(half + 1023) << 52);
-    b.i = (int64_t)((uint64_t)(i - half + 1023) << 52);
-    return p * a.f * b.f;
+    power.i = (n.i << 52) + ((1023ull + 512ull) << 52);
+    return p * power.f * 0x1p-512;
 }
 
 #define LANES 64    /* sums beside each other in a row */
