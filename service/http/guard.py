@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import httptools
 from starlette.types import Scope
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.errors import HeadersTooLarge, Internal, MalformedRequest, RequestError, RequestTimeout, UriTooLong
@@ -294,7 +295,8 @@ class GuardedProtocol(TimedProtocol):
     def _lend(self, body: memoryview) -> None:
         """Do what uvicorn does with a piece of a body, without the copy: mostly a buffer is filled from it at once."""
         self.cycle.body = cast(bytearray, body)
-        if self._left:  # the rest is to go into that buffer
+        is_first = self._body_bytes == len(body)  # what came with the header: the rest is to go into that buffer
+        if (is_first and self._left) or len(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         self.cycle.message_event.set()
 
