@@ -1,5 +1,7 @@
 """The whole service over loopback beside a bare uvicorn application that moves as many bytes.
 
+A third yardstick, the *floor*, is no HTTP server at all: bytes in, one compiled call, bytes out.
+
 The bare application starts anew for every workload, and there are two of it: as it is, and with glibc told to keep
 freed memory (`MALLOC_MMAP_THRESHOLD_`). glibc hands a megabyte back to the kernel each time it is freed, until it has
 seen a larger piece freed: at that size the two differ by a factor of two to four, and which one a long-lived process
@@ -25,6 +27,7 @@ import orjson
 import torch
 
 from service.http.formats import MEDIA_TYPES
+from service.ops import native
 from service.wire import safetensors_codec
 
 START_SECONDS = 60.0
@@ -52,6 +55,9 @@ WORKLOADS = (
     Workload("safetensors", (1024, 32000), LOSS, (1,)),
     Workload("safetensors", (1024, 32000), GRADIENT, (1,)),
 )
+
+
+SERVERS = ("bare", "keeping", "floor", "ours")
 
 
 @contextmanager
@@ -142,8 +148,8 @@ def measure(device: torch.device, *, quick: bool) -> None:
     """Print requests per second of all servers, and which part of the bare ones' the service reaches."""
     rounds, seconds = (3, 0.5) if quick else (7, 1.0)
     print(
-        f"{'over loopback':55}{'body':>12}{'answer':>12}{'bare':>12}{'keeping':>12}{'ours':>12}"
-        f"{'of bare':>9}{'keeping':>9}{'its time':>10}"
+        f"{'over loopback':55}{'body':>12}{'answer':>12}{'bare':>12}{'keeping':>12}{'floor':>12}{'ours':>12}"
+        f"{'of bare':>9}{'keeping':>9}{'floor':>9}{'its time':>10}"
     )
     with ExitStack() as stack:
         arguments = ("service", "serve", "--port", "0", "--device", str(device), "--log-level", "warning")
@@ -154,18 +160,35 @@ def measure(device: torch.device, *, quick: bool) -> None:
             answer_bytes = _answer_bytes(ours, workload, body)
             request = _request(workload, body, answer_bytes)
             for connections in workload.connections:
-                with process("benchmarks.bare") as bare, process("benchmarks.bare", **KEEPING) as keeping:
-                    ports = {"bare": port_of(bare), "keeping": port_of(keeping), "ours": ours}
-                    rates: dict[str, list[float]] = {name: [] for name in ports}
-                    for _ in range(rounds):
-                        for name, port in ports.items():
-                            rates[name].append(load.rate(port, request, connections, seconds))
-                bare_rate, keeping_rate, our_rate = (statistics.median(rates[name]) for name in ports)
+                rates = _rates(load, workload, request, connections, ours, rounds=rounds, seconds=seconds)
                 what = "loss" if workload.path == LOSS else "loss and gradient"
                 title = f"{workload.format} {list(workload.shape)} {what}, {connections} at once"
+                rate = rates["ours"]
+                shown = "".join(f"{rates[name]:>10.1f}/s" if name in rates else f"{'-':>12}" for name in SERVERS)
+                parts = "".join(
+                    f"{rate / rates[name]:>8.2f}x" if name in rates else f"{'-':>9}" for name in SERVERS[:-1]
+                )
                 print(
-                    f"{title:55}{len(body):>10} B{answer_bytes:>10} B"
-                    f"{bare_rate:>10.1f}/s{keeping_rate:>10.1f}/s{our_rate:>10.1f}/s"
-                    f"{our_rate / bare_rate:>8.2f}x{our_rate / keeping_rate:>8.2f}x{bare_rate / our_rate:>9.2f}x",
+                    f"{title:55}{len(body):>10} B{answer_bytes:>10} B{shown}{parts}{rates['bare'] / rate:>9.2f}x",
                     flush=True,
                 )
+
+
+def _rates(
+    load: _Load, workload: Workload, request: str, connections: int, ours: int, *, rounds: int, seconds: float
+) -> dict[str, float]:
+    """Return the median rates of the yardsticks, started for this alone, and of the service at a port."""
+    with ExitStack() as stack:
+        ports = {
+            "bare": port_of(stack.enter_context(process("benchmarks.bare"))),
+            "keeping": port_of(stack.enter_context(process("benchmarks.bare", **KEEPING))),
+        }
+        if workload.format == "safetensors" and native.computes(torch.empty(0)):
+            gradient = ["gradient"] if workload.path == GRADIENT else []
+            ports["floor"] = port_of(stack.enter_context(process("benchmarks.floor", *gradient)))
+        ports["ours"] = ours
+        rates: dict[str, list[float]] = {name: [] for name in ports}
+        for _ in range(rounds):
+            for name, port in ports.items():
+                rates[name].append(load.rate(port, request, connections, seconds))
+    return {name: statistics.median(values) for name, values in rates.items()}
