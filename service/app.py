@@ -29,6 +29,7 @@ from service.http.problems import check_path, install_handlers
 from service.http.routes import Endpoint, OnlyPost, operator_endpoints
 from service.http.state import State
 from service.http.telemetry import configuration as telemetry
+from service.http.telemetry import is_traced
 from service.ops import OPERATORS
 from service.ops.spec import Operator
 from service.settings import Settings
@@ -132,6 +133,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
         checks=checks,
         origins=settings.origins,
         endpoints=endpoints,
+        is_traced=is_traced(),
     )
     app.state.service = state
     app.state.engine = engine

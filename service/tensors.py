@@ -115,7 +115,7 @@ def address_of(data: bytearray | memoryview) -> int:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """View the memory of a contiguous CPU tensor."""
-    return memoryview(cast(Any, array_of(tensor).reshape(-1))).cast("B")
+    return memoryview(cast(Any, array_of(tensor))).cast("B")
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:

@@ -86,7 +86,8 @@ class Engine:
 
     def is_tiny(self, job: Job) -> bool:
         """Whether a job is computed right where it is submitted."""
-        return job.first.numel() + ROW_ELEMENTS * job.layout.rows <= INLINE_ELEMENTS and self.device.type == "cpu"
+        layout = job.plan.layout
+        return layout.rows * (layout.classes + ROW_ELEMENTS) <= INLINE_ELEMENTS and self.device.type == "cpu"
 
     async def submit(self, job: Job, ticket: Ticket | None = None) -> Answer:
         """Compute a job and return its answer, without holding the event loop for longer than a tiny job takes.

@@ -47,6 +47,7 @@ class Envelope:
 
     Each of `checks` raises a RequestError for a request that must not come in. What is posted to a path of `endpoints`
     goes there straight, all else to `app`; what never gets to its endpoint is counted there all the same.
+    With `is_traced`, what is known of a request is told its span.
     """
 
     def __init__(
@@ -56,11 +57,14 @@ class Envelope:
         endpoints: Mapping[str, Endpoint[Any]],
         checks: Sequence[Callable[[Scope], None]] = (),
         origins: Sequence[str] = (),
+        *,
+        is_traced: bool = False,
     ) -> None:
         self._app = app
         self._state = state
         self._checks = checks
         self._endpoints = endpoints
+        self._is_traced = is_traced
         self._inner: ASGIApp = self._answer
         if origins:
             self._inner = CORSMiddleware(
@@ -85,7 +89,8 @@ class Envelope:
                 exchange.status = message["status"]
                 if connection is not None:
                     connection.join_head()
-                tell_span(scope, exchange)
+                if self._is_traced:
+                    tell_span(scope, exchange)
                 message["headers"] = [*message.get("headers", ()), *headers]
                 if self._state.is_draining and not _closes(message):
                     message["headers"].append((b"connection", b"close"))

@@ -94,7 +94,7 @@ class Permit:
         """Whether there is memory for a job: its body, its inputs, its results, and the text of its answer."""
         if body_bytes <= SMALL_BODY_BYTES:
             return self._may_hold(json_codec.MOST_DECODING_BYTES_PER_BYTE * body_bytes + 2 * answer_bytes)
-        inputs = sum(tensor.numel() * tensor.dtype.itemsize for tensor in job.tensors.values())
+        inputs = job.input_bytes
         size = max(body_bytes, inputs) if job.owns_memory else body_bytes + inputs
         size += computing_bytes(job) + BUFFER_SLACK_BYTES
         if wanted == "json":

@@ -204,8 +204,11 @@ class Endpoint(ABC, Generic[Wanted]):
             await permit.wait_for()
         if declared is None:
             body.cover = permit.cover if like == "safetensors" else permit.cover_twice
-        with self._state.reading():
+        task = self._state.begin_reading()
+        try:
             return await self._read(body, exchange.format, wanted, memory)
+        finally:
+            self._state.end_reading(task)
 
     async def _bound(
         self,

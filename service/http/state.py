@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -56,12 +54,12 @@ class State:
         for task in list(self._reading):
             task.cancel()
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """While a body is being read, let `cut_unfinished_bodies` cancel the task that reads it."""
+    def begin_reading(self) -> asyncio.Task[object]:
+        """Let `cut_unfinished_bodies` cancel the calling task, which reads a body, until `end_reading`; return it."""
         task = cast("asyncio.Task[object]", asyncio.current_task())
         self._reading.add(task)
-        try:
-            yield
-        finally:
-            self._reading.discard(task)
+        return task
+
+    def end_reading(self, task: asyncio.Task[object]) -> None:
+        """Undo `begin_reading`."""
+        self._reading.discard(task)

@@ -30,16 +30,23 @@ _PHASES = ("encode", "compute", "queue", "decode")
 """From the last to the first: each ends where the one after it begins."""
 
 
+def is_traced() -> bool:
+    """Return whether requests are traced: a collector is named, or whoever runs the service brings a provider."""
+    return _names_collector() or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def _names_collector() -> bool:
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    return not is_disabled and any(map(os.environ.get, ENDPOINT_VARIABLES))
+
+
 def configuration(unseen: Sequence[str]) -> TelemetryConfig:
     """Return the framework's settings; requests to paths that begin with one of `unseen` are not traced."""
-    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    names_collector = not is_disabled and any(map(os.environ.get, ENDPOINT_VARIABLES))
-    is_on = names_collector or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-    if names_collector and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+    if _names_collector() and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         os.environ.setdefault("OTEL_SERVICE_NAME", SERVICE_NAME)
     return TelemetryConfig(
-        tracing=is_on,
-        metrics=is_on,
+        tracing=is_traced(),
+        metrics=is_traced(),
         logs=False,
         operation_spans=False,
         auto_configure=True,

@@ -92,6 +92,11 @@ class Job:
         """The input that rows and classes are counted by, [outer, classes, inner]."""
         return self.tensors[self.plan.operator.inputs[0].name]
 
+    @property
+    def input_bytes(self) -> int:
+        """How much memory the inputs take."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def bytes_of(self, output: Output) -> int:
         """Return how many bytes an output has."""
         return math.prod(self.plan.shapes[output.name]) * self.plan.dtypes[output.name].itemsize

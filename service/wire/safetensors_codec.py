@@ -112,15 +112,15 @@ def decode(body: memoryview, fields: Fields) -> Message:
     Nothing is allocated before the header has been found right and equal to the bytes that are there.
     """
     size = header_bytes(body, len(body))
-    header = bytes(body[PREFIX_BYTES : PREFIX_BYTES + size])
-    data = body[PREFIX_BYTES + size :]
+    data = PREFIX_BYTES + size
     read = _read_short if size <= SHORT_HEADER_BYTES else _read
-    entries, options = read(header, fields, len(data))
+    entries, options = read(bytes(body[PREFIX_BYTES:data]), fields, len(body) - data)
     message = Message(options=dict(options), owns_memory=True)
-    start = address_of(data)
+    address = address_of(body)
     for entry in entries:
-        part = data[entry.begin : entry.end]
-        message.tensors[entry.name] = WireTensor(tensor_in(part, entry.dtype, entry.shape, start + entry.begin))
+        part = body[data + entry.begin : data + entry.end]
+        tensor = tensor_in(part, entry.dtype, entry.shape, address + data + entry.begin)
+        message.tensors[entry.name] = WireTensor(tensor)
     return message
 
 
