@@ -2,10 +2,10 @@
 
 A third yardstick, the *floor*, is no HTTP server at all: bytes in, one compiled call, bytes out.
 
-The bare application starts anew for every workload, and there are two of it: as it is, and with glibc told to keep
-freed memory (`MALLOC_MMAP_THRESHOLD_`). glibc hands a megabyte back to the kernel each time it is freed, until it has
-seen a larger piece freed: at that size the two differ by a factor of two to four, and which one a long-lived process
-comes to resemble depends on what it has answered before.
+The bare application starts anew for every round, and there are two of it: as it is, and with glibc told to keep freed
+memory (`MALLOC_MMAP_THRESHOLD_`). glibc hands a megabyte back to the kernel each time it is freed, until it has seen a
+larger piece freed: at that size the two differ by a factor of two to four, and which one a long-lived process comes to
+resemble depends on what it has answered before.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ WORKLOADS = (
     Workload("safetensors", (1024, 32000), GRADIENT, (1,)),
 )
 
+
+WARM_UP_SECONDS = 0.1
 
 SERVERS = ("bare", "keeping", "floor", "ours")
 
@@ -146,7 +148,7 @@ KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str
 
 def measure(device: torch.device, *, quick: bool) -> None:
     """Print requests per second of all servers, and which part of the bare ones' the service reaches."""
-    rounds, seconds = (3, 0.5) if quick else (7, 1.0)
+    rounds, seconds = (5, 0.5) if quick else (9, 1.0)
     print(
         f"{'over loopback':55}{'body':>12}{'answer':>12}{'bare':>12}{'keeping':>12}{'floor':>12}{'ours':>12}"
         f"{'of bare':>9}{'keeping':>9}{'floor':>9}{'its time':>10}"
@@ -177,18 +179,19 @@ def measure(device: torch.device, *, quick: bool) -> None:
 def _rates(
     load: _Load, workload: Workload, request: str, connections: int, ours: int, *, rounds: int, seconds: float
 ) -> dict[str, float]:
-    """Return the median rates of the yardsticks, started for this alone, and of the service at a port."""
-    with ExitStack() as stack:
-        ports = {
-            "bare": port_of(stack.enter_context(process("benchmarks.bare"))),
-            "keeping": port_of(stack.enter_context(process("benchmarks.bare", **KEEPING))),
-        }
-        if workload.format == "safetensors" and native.computes(torch.empty(0)):
-            gradient = ["gradient"] if workload.path == GRADIENT else []
-            ports["floor"] = port_of(stack.enter_context(process("benchmarks.floor", *gradient)))
-        ports["ours"] = ours
-        rates: dict[str, list[float]] = {name: [] for name in ports}
-        for _ in range(rounds):
+    """Return the median rates of the yardsticks, started anew for every round, and of the service at a port."""
+    rates: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        with ExitStack() as stack:
+            ports = {
+                "bare": port_of(stack.enter_context(process("benchmarks.bare"))),
+                "keeping": port_of(stack.enter_context(process("benchmarks.bare", **KEEPING))),
+            }
+            if workload.format == "safetensors" and native.computes(torch.empty(0)):
+                gradient = ["gradient"] if workload.path == GRADIENT else []
+                ports["floor"] = port_of(stack.enter_context(process("benchmarks.floor", *gradient)))
+            ports["ours"] = ours
             for name, port in ports.items():
-                rates[name].append(load.rate(port, request, connections, seconds))
+                load.rate(port, request, connections, WARM_UP_SECONDS)
+                rates.setdefault(name, []).append(load.rate(port, request, connections, seconds))
     return {name: statistics.median(values) for name, values in rates.items()}
