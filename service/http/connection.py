@@ -81,6 +81,12 @@ class Connection:
         """Let the connection close as soon as the answer is complete, whatever of the body is still to come."""
         self._protocol.is_drained = True
 
+    def forget(self, scope: Scope) -> None:
+        """Take leave of a request that is over: else it, its scope and this would keep each other alive."""
+        scope["extensions"].pop(EXTENSION, None)
+        self.failure = self._receiver = None
+        self._on_disconnect.clear()
+
     def skip(self, size: int) -> None:
         """Let so much of the body be thrown away after the answer, so that the connection stays open."""
         self._protocol.most_skipped_bytes = max(self._protocol.most_skipped_bytes, size)

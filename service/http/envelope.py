@@ -82,13 +82,13 @@ class Envelope:
         exchange = Exchange(request_id_in(scope["headers"]))
         put_exchange(scope, exchange)
         headers = [(b"x-request-id", exchange.request_id.encode())]
-        connection = None if scope["method"] == "HEAD" else connection_of(scope)
+        head_of = None if scope["method"] == "HEAD" else connection_of(scope)
 
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                if connection is not None:
-                    connection.join_head()
+                if head_of is not None:
+                    head_of.join_head()
                 if self._is_traced:
                     tell_span(scope, exchange)
                 message["headers"] = [*message.get("headers", ()), *headers]
@@ -104,6 +104,8 @@ class Envelope:
             if exchange.code == OK and exchange.status == _REFUSED_PREFLIGHT:
                 exchange.code = MalformedRequest.code
             log_request(scope, exchange)
+            if (connection := connection_of(scope)) is not None:
+                connection.forget(scope)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)

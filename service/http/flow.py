@@ -62,6 +62,10 @@ class LastingTransport:
             self._write_with_head(b"")
         self._close()
 
+    def forget(self) -> None:
+        """Let go of the protocol, when nothing is left to read."""
+        self._close = self.close_now
+
     def join_head(self) -> None:
         """Hold the next piece that is written back, which must be a header, to write it with the one after it."""
         self.write = self._hold_head

@@ -326,7 +326,7 @@ class GuardedProtocol(TimedProtocol):
         self._left = 0
         self._since = self._watch.now
         self._renew_parser()
-        self.transport.set_protocol(self.inlet)
+        self.have_connection()
 
     # -- Answers -------------------------------------------------------------------------------------------------------
 
@@ -377,5 +377,5 @@ class GuardedProtocol(TimedProtocol):
             cast(Connection, connection_of(cast(Scope, cycle.scope))).fail(error)
             if self.receiver is not None:
                 self.receiver = None
-                self.transport.set_protocol(self.inlet)
+                self.have_connection()
         self.flow.resume_reading()

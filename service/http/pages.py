@@ -8,7 +8,7 @@ import re
 import shlex
 import string
 from collections.abc import Iterable, Mapping
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
@@ -78,12 +78,17 @@ def joined(pieces: Iterable[Markup]) -> Markup:
 
 def asset_reply(request: Request, name: str, content: bytes) -> Response:
     """Return a file of a page, or 304 when the browser has it. It asks each time, so that no two releases mix."""
-    tag = f'"{sha256(content).hexdigest()[:32]}"'
+    tag = _tag(content)
     headers = {**SECURITY_HEADERS, "Cache-Control": "no-cache", "ETag": tag}
     known = {one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")}
     if tag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+@lru_cache(maxsize=64)
+def _tag(content: bytes) -> str:
+    return f'"{sha256(content).hexdigest()[:32]}"'
 
 
 def page(name: str, *, headers: Mapping[str, str] = SECURITY_HEADERS, **words: str) -> Response:

@@ -41,6 +41,9 @@ NEW_CONNECTION_SECONDS = 0.2
 QUIET_SECONDS = 0.002
 """How long nobody must have connected before the listening socket is closed."""
 
+FULL_COLLECTION_EVERY = 100
+"""Collections of the younger objects before all are looked through, where Python says 10."""
+
 START_SECONDS = 30
 """How long the supervisor waits for a worker that does not answer, before it replaces it: on a busy machine importing
 torch alone may take many seconds, during which a new worker is silent."""
@@ -102,8 +105,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
         # What is there now stays: looking through all of torch for garbage would hold every request up for 50 ms.
+        # Requests and connections leave none, so that there is no need to look through those of thousands often.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)
         await super().startup(sockets)
         if self.started and self._on_started is not None:
             self._on_started(address_of(self._settings, self.servers[0].sockets[0]))

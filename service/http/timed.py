@@ -10,11 +10,12 @@ import sys
 from contextlib import suppress
 from typing import Any, cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import metrics
 from service.errors import RequestError, RequestTimeout
-from service.http.connection import Connection
+from service.http.connection import Connection, connection_of
 from service.http.exchange import Exchange, request_id_in
 from service.http.flow import GuardedFlow, LastingTransport
 from service.http.limits import DRAIN_BYTES, DRAIN_SECONDS, Limits, Pace
@@ -23,6 +24,9 @@ from service.http.problems import problem
 from service.http.receiver import BodyReceiver, ClientDisconnectedError, Inlet, Lender
 from service.http.watch import watch_of
 
+UNSENT_BYTES = 1 << 18
+"""Most of an answer that the system holds before it is sent: for a caller who takes nothing it would hold megabytes."""
+
 _BYTES_ACKNOWLEDGED = 120
 """Where Linux tells, in its TCP_INFO, how many bytes of a connection have arrived (64 bits)."""
 
@@ -30,8 +34,6 @@ _BYTES_ACKNOWLEDGED = 120
 class TimedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which closes in good order, and ends connections whose time is over."""
 
-    inlet: asyncio.BaseProtocol
-    """Who has the connection while headers and short bodies come."""
     receiver: BodyReceiver | None = None
     """Who has the connection while a body comes that the parser does not see."""
     is_drained = False
@@ -65,15 +67,20 @@ class TimedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to watch a connection."""
         super().connection_made(transport)
-        self.inlet = self
         self.transport = cast(asyncio.Transport, LastingTransport(transport, self.close))
         self.flow = GuardedFlow(transport)
         self._watch = watch_of(self.server_state, getattr(self.config, "limits", None) or Limits())
         self._since = self._watch.now
         self._watch.enter(self)
-        if sys.platform != "win32":  # there, a transport reads ahead into the buffer it was given
-            self.inlet = Inlet(cast(Lender, self), self._watch.scratch)
-            transport.set_protocol(self.inlet)
+        with suppress(AttributeError, OSError):
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        self.have_connection()
+
+    def have_connection(self) -> None:
+        """Take the connection, or take it back: while headers and short bodies come, it is this protocol's."""
+        # On Windows a transport reads ahead into the buffer it was given.
+        inlet = self if sys.platform == "win32" else Inlet(cast(Lender, self), self._watch.scratch)
+        self.transport.set_protocol(inlet)
 
     def eof_received(self) -> None:
         """Take a caller who closes his side for one who has left: the connection closes, and nobody is answered."""
@@ -85,7 +92,14 @@ class TimedProtocol(HttpToolsProtocol):
         self._is_over = True
         super().connection_lost(exc)
         self._tell_of_disconnect()
-        self.transport.close = self.close_now  # type: ignore[method-assign]  # or each would keep the other alive
+        cast(LastingTransport, self.transport).forget()
+        # Whoever keeps the other alive waits for the garbage collector, with much else.
+        for cycle, _ in self.pipeline:
+            scope = cast(Scope, cycle.scope)
+            cast(Connection, connection_of(scope)).forget(scope)
+            cycle.on_response = _nothing
+        self.pipeline.clear()
+        self._answered = self.receiver = None
 
     def _tell_of_disconnect(self) -> None:
         if self._answered is not None:
@@ -248,3 +262,7 @@ class TimedProtocol(HttpToolsProtocol):
                 left += self.cycle.expected_content_length
             return (self._answers << 40) - left
         return cast(int, taken)
+
+
+def _nothing() -> None:
+    """Stand for what a request that is never answered would have done in the end."""

@@ -1,4 +1,4 @@
-"""Which connections have been silent, slow or idle for too long: one look at all of them, a few times a second.
+"""Which connections have been silent, slow or idle for too long: a look at each of them, a few times a second.
 
 No request has a timer of its own: a connection notes when it began to wait, by the clock of the last look, and the look
 finds those whose time is over.
@@ -7,9 +7,11 @@ finds those whose time is over.
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import sys
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -28,6 +30,9 @@ FILES_PART = 0.8
 
 LONGEST_LOOK_SECONDS = 1.0
 """Most time that may pass, for a caller, between two looks."""
+
+SEEN_AT_ONCE = 16
+"""So many connections are looked at without a pause: requests must not wait for a look at thousands."""
 
 
 class Watched(Protocol):
@@ -54,9 +59,11 @@ class Watch:
         """Connections without a request that is being answered, those who have waited longest first."""
         self.scratch = memoryview(bytearray(PIECE_BYTES))
         """What comes is read into this, by whichever connection it comes on."""
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._next: asyncio.TimerHandle | None = None
         self._looked = 0.0
+        self._unseen: list[Watched] = []
+        self._pause = limits.look_seconds
+        self._round_seconds = self._since_round = 0.0
 
     def enter(self, connection: Watched) -> None:
         """Watch a new connection, in place of the oldest idle one when there are too many."""
@@ -69,36 +76,42 @@ class Watch:
             else:
                 self.idle[connection] = None
         if self._next is None:
-            self._loop = asyncio.get_running_loop()
-            self._looked = self._loop.time()
-            self._look_later(self._loop)
+            loop = asyncio.get_running_loop()
+            self._looked, self._since_round = loop.time(), 0.0
+            self._next = loop.call_later(self.limits.look_seconds, self._look, loop)
 
     def _most(self) -> int:
         if sys.platform == "win32":
             return self.limits.connections
         return min(self.limits.connections, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * FILES_PART))
 
-    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._next = loop.call_later(self.limits.look_seconds, self._look, loop)
-
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look at the next few connections; at all of them once in the time between two looks."""
         time = loop.time()
         # That the service itself was kept from looking does not count against a caller.
         seconds = min(time - self._looked, LONGEST_LOOK_SECONDS)
         self._looked = time
         self.now += seconds
-        for connection in list(self._connections):
-            connection.look(seconds)
-        self._look_for_the_gone()
-        if self._connections:
-            self._look_later(loop)
-        else:
-            self._next = None
+        self._since_round += seconds
+        if not self._unseen:
+            if not self._connections:
+                self._next = None
+                return
+            self._unseen = list(self._connections)
+            self._pause = self.limits.look_seconds / math.ceil(len(self._unseen) / SEEN_AT_ONCE)
+            self._round_seconds, self._since_round = self._since_round, 0.0
+        seen, self._unseen = self._unseen[:SEEN_AT_ONCE], self._unseen[SEEN_AT_ONCE:]
+        here = [connection for connection in seen if connection in self._connections]
+        for connection in here:
+            connection.look(self._round_seconds)
+        self._look_for_the_gone(here)
+        self._next = loop.call_later(self._pause, self._look, loop)
 
-    def _look_for_the_gone(self) -> None:
+    @staticmethod
+    def _look_for_the_gone(connections: Iterable[Watched]) -> None:
         """Find callers who have left connections that are not read from; the event loop does not tell of those."""
         silent = {}
-        for connection in self._connections:
+        for connection in connections:
             if (descriptor := connection.silent_descriptor()) is not None:
                 silent[descriptor] = connection
         if not silent or not hasattr(select, "POLLRDHUP"):
