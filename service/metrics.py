@@ -52,11 +52,19 @@ COUNTED_AFTER_SECONDS = 0.01
 """How soon a request is counted of which other processes are to know."""
 
 
+MANY = 8
+"""From so many numbers on they are sorted into buckets together."""
+
+
 class ManyHistogram(Histogram):
     """A histogram that takes many numbers at once."""
 
     def observe_all(self, amounts: list[float]) -> None:
         """Observe each of the amounts."""
+        if len(amounts) < MANY:
+            for amount in amounts:
+                self.observe(amount)
+            return
         places = np.searchsorted(self._upper_bounds, amounts)
         self._sum.inc(sum(amounts))
         for place, count in enumerate(np.bincount(places).tolist()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -65,6 +66,8 @@ class Envelope:
         self._checks = checks
         self._endpoints = endpoints
         self._is_traced = is_traced
+        self._turns = asyncio.Lock()
+        """Lets one page through in each turn of the event loop, so that hundreds at once hold no endpoint up."""
         self._inner: ASGIApp = self._answer
         if origins:
             self._inner = CORSMiddleware(
@@ -112,8 +115,13 @@ class Envelope:
         try:
             if error := self._refusal(scope):
                 await self._refuse(error, scope, receive, send, exchange)
+            elif endpoint := self._endpoint_of(scope):
+                await endpoint(scope, receive, send)
             else:
-                await (self._endpoint_of(scope) or self._app)(scope, receive, send)
+                if not path_of(scope).startswith(ALWAYS_ANSWERED):
+                    async with self._turns:
+                        await asyncio.sleep(0)
+                await self._app(scope, receive, send)
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
             exchange.code = Internal.code

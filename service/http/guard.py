@@ -21,6 +21,7 @@ from service.errors import HeadersTooLarge, Internal, MalformedRequest, RequestE
 from service.http.connection import EXTENSION, Connection, connection_of
 from service.http.exchange import request_id_in
 from service.http.limits import DRAIN_BYTES, HEADER_BYTES, HEADER_FIELDS, KEPT_BYTES, QUEUED_REQUESTS, URL_BYTES
+from service.http.receiver import HEAD_BYTES
 from service.http.timed import TimedProtocol
 
 logger = logging.getLogger("service")
@@ -285,20 +286,28 @@ class GuardedProtocol(TimedProtocol):
             self._left -= size
         if self.cycle.response_complete:
             self._throw_away_of_body(size)
-        elif isinstance(body, memoryview) and not self.cycle.body:
-            self._lend(body)
+        elif isinstance(body, memoryview):
+            self._keep(body)
         else:
-            if isinstance(self.cycle.body, memoryview):
-                self.cycle.body = bytearray(self.cycle.body)
-            super().on_body(cast(bytes, body))
+            super().on_body(body)
 
-    def _lend(self, body: memoryview) -> None:
-        """Do what uvicorn does with a piece of a body, without the copy: mostly a buffer is filled from it at once."""
-        self.cycle.body = cast(bytearray, body)
-        is_first = self._body_bytes == len(body)  # what came with the header: the rest is to go into that buffer
-        if (is_first and self._left) or len(body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
-        self.cycle.message_event.set()
+    def _keep(self, piece: memoryview) -> None:
+        """Do what uvicorn does with a piece of a body, but without a copy where an endpoint can take it from here.
+
+        Nobody is woken for a few bytes of a long body.
+        """
+        cycle = self.cycle
+        is_first = self._body_bytes == len(piece)
+        if not cycle.body:
+            cycle.body = cast(bytearray, piece)
+        elif isinstance(cycle.body, memoryview):
+            cycle.body = bytearray(cycle.body) + piece
+        else:
+            cycle.body += piece
+        if (is_first and self._left) or len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()  # what comes after the first piece is to go into the endpoint's own memory
+        if is_first or not self._left or len(cycle.body) >= HEAD_BYTES:
+            cycle.message_event.set()
 
     def _throw_away_of_body(self, size: int) -> None:
         self._thrown_away += size

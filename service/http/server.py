@@ -41,8 +41,9 @@ NEW_CONNECTION_SECONDS = 0.2
 QUIET_SECONDS = 0.002
 """How long nobody must have connected before the listening socket is closed."""
 
-FULL_COLLECTION_EVERY = 100
-"""Collections of the younger objects before all are looked through, where Python says 10."""
+GARBAGE_THRESHOLDS = (700, 3, 300)
+"""New objects before the youngest are looked through for garbage, collections of those before the younger ones are, and
+of these before all are. Python's own are 700, 10 and 10."""
 
 START_SECONDS = 30
 """How long the supervisor waits for a worker that does not answer, before it replaces it: on a busy machine importing
@@ -108,7 +109,7 @@ class Server(uvicorn.Server):
         # Requests and connections leave none, so that there is no need to look through those of thousands often.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_EVERY)
+        gc.set_threshold(*GARBAGE_THRESHOLDS)
         await super().startup(sockets)
         if self.started and self._on_started is not None:
             self._on_started(address_of(self._settings, self.servers[0].sockets[0]))

@@ -31,8 +31,9 @@ FILES_PART = 0.8
 LONGEST_LOOK_SECONDS = 1.0
 """Most time that may pass, for a caller, between two looks."""
 
-SEEN_AT_ONCE = 16
-"""So many connections are looked at without a pause: requests must not wait for a look at thousands."""
+ROUND_PARTS = 100
+"""In so many parts all connections are looked at, with pauses: requests must not wait for a look at thousands, nor for
+all those callers who come again because they were closed at once."""
 
 
 class Watched(Protocol):
@@ -62,6 +63,7 @@ class Watch:
         self._next: asyncio.TimerHandle | None = None
         self._looked = 0.0
         self._unseen: list[Watched] = []
+        self._at_once = 1
         self._pause = limits.look_seconds
         self._round_seconds = self._since_round = 0.0
 
@@ -98,9 +100,10 @@ class Watch:
                 self._next = None
                 return
             self._unseen = list(self._connections)
-            self._pause = self.limits.look_seconds / math.ceil(len(self._unseen) / SEEN_AT_ONCE)
+            self._at_once = math.ceil(len(self._unseen) / ROUND_PARTS)
+            self._pause = self.limits.look_seconds * self._at_once / len(self._unseen)
             self._round_seconds, self._since_round = self._since_round, 0.0
-        seen, self._unseen = self._unseen[:SEEN_AT_ONCE], self._unseen[SEEN_AT_ONCE:]
+        seen, self._unseen = self._unseen[: self._at_once], self._unseen[self._at_once :]
         here = [connection for connection in seen if connection in self._connections]
         for connection in here:
             connection.look(self._round_seconds)

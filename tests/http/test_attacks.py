@@ -99,8 +99,8 @@ def test_a_thousand_slow_attackers_are_closed_and_hardly_felt(service: Listening
     )
     assert outcome["left"] == 0
     limits = {"silent": 5, "header drip": 5, "body drip": 5, "slow reader": 10}
-    for kind in KINDS:
-        assert outcome[kind]["longest"] <= limits[kind] + 1.0 + 0.5  # attackers look twice a second
+    for kind in KINDS:  # a second for those who are still sending; times are kept to half a second, and seen in another
+        assert outcome[kind]["longest"] <= limits[kind] + 1.0 + 0.5 + 0.5
     assert most - before <= 64 * MEBIBYTE
     assert p99(attacked) <= 1.5 * max(alone)
 
