@@ -188,17 +188,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def look(self, seconds: float) -> None:
         """Act on a time that is over, `seconds` after the last look."""
-        transport = self.transport
-        is_closing = transport.is_closing()
-        if is_closing or self.flow.write_paused or transport.get_write_buffer_size():
-            if not self._is_taken(seconds):
-                metrics.CONNECTIONS_ENDED["slow-reader"].inc()
-                self._reset()
-                return
-            self._since += seconds
-        else:
-            self._write_pace = None
-        if is_closing:
+        if self._has_written and not self._look_at_writing(seconds):
             return
         if self._closes_at is not None:
             if self._watch.now >= self._closes_at:
@@ -207,6 +197,24 @@ class TimedProtocol(HttpToolsProtocol):
             self._since += seconds
         elif not self._is_over:
             self._look_at_reading(seconds)
+
+    @property
+    def _has_written(self) -> bool:
+        return self._answers > 0 or self._is_over or (self.cycle is not None and self.cycle.response_started)
+
+    def _look_at_writing(self, seconds: float) -> bool:
+        """Reset a connection whose answers are taken too slowly; return whether there is more to look at."""
+        transport = self.transport
+        is_closing = transport.is_closing()
+        if is_closing or self.flow.write_paused or transport.get_write_buffer_size():
+            if not self._is_taken(seconds):
+                metrics.CONNECTIONS_ENDED["slow-reader"].inc()
+                self._reset()
+                return False
+            self._since += seconds
+        else:
+            self._write_pace = None
+        return not is_closing
 
     def _look_at_reading(self, seconds: float) -> None:
         limits = self._watch.limits

@@ -79,5 +79,7 @@ async def main(port: int, each: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(19)  # attackers bring processors of their own, and do not take them from those who are to be measured
+    # Attackers bring processors of their own, and do not take them from those who are to be measured.
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
