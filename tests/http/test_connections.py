@@ -475,3 +475,15 @@ def test_another_server_gives_the_same_bits() -> None:
         process.wait(30)
 
     assert answer.content == ask_in_process(asked)
+
+
+def test_a_short_answer_leaves_in_one_piece() -> None:
+    body = b'{"logits": [0, 1]}'
+    with listening("tcp") as service, service.connect() as connection:
+        connection.sendall(request("POST", "/v1/softmax", "Content-Type: application/json", body=body))
+
+        first = connection.recv(1 << 16)
+
+    head, _, found = first.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert set(json.loads(found)) == {"probs"}

@@ -91,3 +91,26 @@ def test_without_the_library_torch_gives_the_same_answers(classes: int, monkeypa
 
     for name, expected in compiled.items():
         assert torch.allclose(by_torch[name], expected, rtol=1e-5, atol=1e-7), name
+
+
+@needs_library
+@pytest.mark.parametrize("classes", [10, 700])
+@pytest.mark.parametrize("bad", ["nothing", "a logit", "an infinity", "an upstream gradient"])
+def test_results_that_are_said_to_be_defined_hold_no_nan(classes: int, bad: str) -> None:
+    logits, target = torch.randn(40, classes), torch.randint(classes, (40,))
+    slope = torch.ones(40, dtype=torch.float64)
+    logits[::2, 0] = logits[17, 0] = -torch.inf
+    if bad == "a logit":
+        logits[17, -1] = torch.nan
+    elif bad == "an infinity":
+        logits[17, -1] = torch.inf
+    elif bad == "an upstream gradient":
+        slope[17] = 1e300  # infinite as a float32, and 0 times that is no number
+    loss, grad = torch.empty(40, dtype=torch.float64), torch.empty_like(logits)
+
+    found = native.cross_entropy(logits, target, slope, loss, grad, parts=False)
+
+    holds_nan = bool(loss.isnan().any() or grad.isnan().any())
+    assert found.are_defined == (bad == "nothing")
+    assert holds_nan == (bad != "nothing")
+    assert found.rest is None
