@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from service.errors import HeadersTooLarge, Internal, MalformedRequest, RequestError, RequestTimeout, UriTooLong
 from service.http.connection import EXTENSION, Connection, connection_of
 from service.http.exchange import request_id_in
-from service.http.limits import DRAIN_BYTES, HEADER_BYTES, HEADER_FIELDS, KEPT_BYTES, QUEUED_REQUESTS, URL_BYTES
+from service.http.limits import DRAIN_BYTES, HEADER_BYTES, HEADER_FIELDS, HELD_BYTES, KEPT_BYTES, URL_BYTES
 from service.http.receiver import HEAD_BYTES
 from service.http.timed import TimedProtocol
 
@@ -76,7 +76,7 @@ class GuardedProtocol(TimedProtocol):
     _is_unparsed = False
     """Whether the parser is not shown the body: it is long, and its length is all there is to know."""
     _held = b""
-    """What came behind as many requests as may wait."""
+    """What came behind a request that is being answered; only behind a chunked body can more have been parsed."""
     _refusal: RequestError | None = None
     """What a parser's callback found wrong."""
     _last_word: RequestError | None = None
@@ -93,10 +93,16 @@ class GuardedProtocol(TimedProtocol):
         """Parse what comes, unless it is not wanted, or not yet."""
         if self._is_over:
             self._throw_away(len(data))
-        elif self.flow.is_holding:
-            self._held += data
+        elif self._is_answering:
+            self._hold(data)
         else:
             self._parse(data)
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether the last request has come as a whole and is not answered: what comes now waits for its turn."""
+        cycle = self.cycle
+        return cycle is not None and not (cycle.response_complete or self._is_in_body or self._is_in_head)
 
     def _throw_away(self, size: int) -> None:
         self._thrown_away += size
@@ -110,7 +116,7 @@ class GuardedProtocol(TimedProtocol):
         """Parse up to the end of each request, so that it is known whether the next may be begun."""
         start, size = 0, len(data)
         while start < size and not self._is_over:
-            if len(self.pipeline) >= QUEUED_REQUESTS and not self._is_in_body:
+            if self._is_answering:
                 self._hold(data[start:])
                 return
             end = self._end_of_part(data, start)
@@ -150,9 +156,10 @@ class GuardedProtocol(TimedProtocol):
         return len(data) if end < 0 else end + len(END_OF_HEAD)
 
     def _hold(self, data: bytes) -> None:
-        self._held = data
-        self.flow.pause_reading()
-        self.flow.is_holding = True
+        self._held += data
+        if len(self._held) >= HELD_BYTES:
+            self.flow.pause_reading()
+            self.flow.is_holding = True
 
     def _renew_parser(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
@@ -251,8 +258,7 @@ class GuardedProtocol(TimedProtocol):
         connection.cycle = self.cycle
         self._is_upgrade = self.parser.should_upgrade() and bool(self._left or self._transfer_encoding)
         self._is_unparsed = self._left > KEPT_BYTES and not self.parser.should_upgrade()
-        if self.pipeline and len(self.pipeline) < QUEUED_REQUESTS:
-            # uvicorn has paused reading; but then nobody would notice when the caller leaves.
+        if self.pipeline:  # uvicorn has paused reading; but then nobody would notice when the caller leaves
             self.flow.resume_reading()
 
     def _check_head(self) -> None:
@@ -358,7 +364,7 @@ class GuardedProtocol(TimedProtocol):
             self._say(self._last_word)
         else:
             self._watch.idle[self] = None
-        if self._held and len(self.pipeline) <= QUEUED_REQUESTS // 2:  # parsing on costs a copy of what is held
+        if self._held and not self._is_answering:
             held, self._held = self._held, b""
             self.flow.is_holding = False
             self._parse(held)

@@ -11,8 +11,8 @@ HEADER_FIELDS = 64
 URL_BYTES = 4 << 10
 """Longest target of a request."""
 
-QUEUED_REQUESTS = 16
-"""Most requests of one connection that wait while another is answered; then no more is read."""
+HELD_BYTES = 8 << 10
+"""So much of the next requests may have come while one is answered; then no more is read."""
 
 KEPT_BYTES = 1 << 16
 """An unwanted body up to this size is skipped, and the connection stays open."""
