@@ -21,6 +21,7 @@ from service.http.envelope import ALWAYS_ANSWERED, Envelope
 from service.http.explore import explorer_routes
 from service.http.hosts import Hosts
 from service.http.infer import infer_endpoints
+from service.http.intake import Intake
 from service.http.oip_routes import OpenInference, refuse_other_pages
 from service.http.pages import page_routes
 from service.http.permits import Gate
@@ -77,7 +78,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     engine = Engine(choose_device(settings.device), threads=settings.threads, queue_seconds=settings.queue_seconds)
     budget = Budget(settings.memory_budget, settings.queue_seconds)
     state = State()
-    gate = Gate(budget, engine.backlog, settings.deadline_seconds)
+    gate = Gate(budget, engine.backlog, Intake(settings.queue_seconds), settings.deadline_seconds)
     regions = SharedMemory()
     endpoints: dict[str, Endpoint[Any]] = {
         **operator_endpoints(operators, engine, gate, settings, state),

@@ -506,6 +506,9 @@ class MemoryBudget(RequestError):
     )
     sentences = {
         "full": "Other requests hold the memory that this one needs; send it again in {seconds} s.",
+        "arriving": (
+            "As much is on its way to this service as it can receive within {most} s; send it again in {seconds} s."
+        ),
         "engine": "Memory ran out while this request was worked on; send it again in {seconds} s.",
     }
 

@@ -112,7 +112,13 @@ class Backlog:
         return amount * seconds / of
 
     def admit(self, kind: Hashable, amount: int, deadline: Deadline = NO_DEADLINE) -> Ticket:
-        """Return a place for work of a kind and amount, to be given back with `leave`.
+        """Return a place for work of a kind and amount, to be given back with `leave`; raises what `check` does."""
+        ticket = self.check(kind, amount, deadline)
+        self._tickets.add(ticket)
+        return ticket
+
+    def check(self, kind: Hashable, amount: int, deadline: Deadline = NO_DEADLINE) -> Ticket:
+        """Return the place that work of a kind and amount would have now, without giving it.
 
         Raises Overloaded when the work ahead takes longer than allowed, or leaves too little time until the deadline;
         DeadlineExceeded when that has passed already.
@@ -125,7 +131,6 @@ class Backlog:
             raise Overloaded("queue", most=f"{self._most_seconds:g}", seconds=retry_seconds(wait))
         if self._tickets and wait + seconds / self._workers > deadline.left:
             raise Overloaded("deadline", limit=deadline.milliseconds, seconds=retry_seconds(wait))
-        self._tickets.add(ticket)
         return ticket
 
     def leave(self, ticket: Ticket, *, is_done: bool) -> None:

@@ -44,7 +44,7 @@ class RequestBody:
         self.received = 0
         self._is_complete = False
         self._is_too_large = False
-        self._waits_for_continue = self.headers.get(b"expect", b"").lower() == b"100-continue"
+        self.waits_for_continue = self.headers.get(b"expect", b"").lower() == b"100-continue"
 
     @property
     def must_close(self) -> bool:
@@ -58,7 +58,7 @@ class RequestBody:
     @property
     def can_be_skipped(self) -> bool:
         """Whether the server can be left to read the rest and throw it away, however long: its end is known."""
-        if self.declared is None or self._waits_for_continue or self._is_too_large:
+        if self.declared is None or self.waits_for_continue or self._is_too_large:
             return False
         return self.connection is None or not self.connection.is_receiving
 
@@ -152,7 +152,7 @@ class RequestBody:
     async def _receive_some(self, prefix: memoryview, size: int, chunks: AsyncIterator[bytes]) -> bytes:
         """Fill `prefix` with the first bytes, and return those that had to be taken along with them."""
         if self.connection is not None:
-            self._waits_for_continue = False
+            self.waits_for_continue = False
             await self.connection.receive_into(prefix, size)
             self.received = len(prefix)
             return b""
@@ -188,7 +188,7 @@ class RequestBody:
             return
         if self.connection is not None:
             self.connection.close_at_once()
-        if self._waits_for_continue:
+        if self.waits_for_continue:
             return
         dropped = 0
         try:
@@ -212,7 +212,7 @@ class RequestBody:
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
         self._is_complete = not message.get("more_body", False)
-        self._waits_for_continue = False
+        self.waits_for_continue = False
         chunk: bytes = message.get("body", b"")
         return chunk
 

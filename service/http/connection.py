@@ -44,6 +44,8 @@ class Connection:
         self.cycle: RequestResponseCycle = cast(RequestResponseCycle, None)
         self._receiver: BodyReceiver | None = None
         self._on_disconnect: list[Callable[[], object]] = []
+        self.note: Callable[[int], None] | None = None
+        """What is told how many more bytes of a body have come that `receive_into` was called for."""
         self.failure: RequestError | None = None
         """Why the body will never be complete, if so: what the request is to be refused with."""
 
@@ -84,7 +86,7 @@ class Connection:
     def forget(self, scope: Scope) -> None:
         """Take leave of a request that is over: else it, its scope and this would keep each other alive."""
         scope["extensions"].pop(EXTENSION, None)
-        self.failure = self._receiver = None
+        self.failure = self._receiver = self.note = None
         self._on_disconnect.clear()
 
     def skip(self, size: int) -> None:
@@ -127,7 +129,7 @@ class Connection:
         if at_hand == len(buffer):
             return
         if self._receiver is None:
-            self._receiver = BodyReceiver(self._protocol, cycle, body_bytes - self._protocol.body_bytes)
+            self._receiver = BodyReceiver(self._protocol, cycle, body_bytes - self._protocol.body_bytes, self.note)
         await self._receiver.receive_into(buffer[at_hand:])
 
     def _take_some(self, buffer: memoryview) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.types import Receive, Scope
 
 from service.engine.admission import Backlog, Deadline, Ticket
 from service.engine.batch import computing_bytes
 from service.engine.budget import STEP_BYTES, Budget, Reservation
 from service.errors import InvalidOption, clip
+from service.http.connection import connection_of
 from service.http.formats import Format
+from service.http.intake import Intake, Passage
 from service.http.leaving import Departure
 from service.http.receiver import ClientDisconnectedError
 from service.ops.bind import Job
@@ -30,9 +34,10 @@ BUFFER_SLACK_BYTES = 1 << 17
 class Gate:
     """Gives every request its permit."""
 
-    def __init__(self, budget: Budget, backlog: Backlog, deadline_seconds: float) -> None:
-        self._budget = budget
-        self._backlog = backlog
+    def __init__(self, budget: Budget, backlog: Backlog, intake: Intake, deadline_seconds: float) -> None:
+        self.budget = budget
+        self.backlog = backlog
+        self.intake = intake
         self._seconds = deadline_seconds
 
     def permit(self, headers: dict[bytes, bytes], started: float, scope: Scope, receive: Receive) -> Permit:
@@ -43,7 +48,7 @@ class Gate:
         text = headers.get(_TIMEOUT_KEY)
         seconds = self._seconds if text is None else _milliseconds(text) / 1e3
         deadline = Deadline(started + seconds, int(seconds * 1e3))
-        return Permit(self._budget, self._backlog, deadline, scope, receive)
+        return Permit(self, deadline, scope, receive)
 
 
 def _milliseconds(text: bytes) -> int:
@@ -64,19 +69,45 @@ class Permit:
     """
 
     __slots__ = (
-        "_backlog", "_departure", "_is_done", "_receive", "_scope", "_wanted", "deadline", "memory", "ticket"
+        "_backlog", "_departure", "_intake", "_is_done", "_passage", "_receive", "_scope", "_wanted",
+        "deadline", "memory", "ticket",
     )  # fmt: skip
 
-    def __init__(self, budget: Budget, backlog: Backlog, deadline: Deadline, scope: Scope, receive: Receive) -> None:
-        self._backlog = backlog
+    def __init__(self, gate: Gate, deadline: Deadline, scope: Scope, receive: Receive) -> None:
+        self._backlog = gate.backlog
+        self._intake = gate.intake
+        self._passage: Passage | None = None
         self._scope = scope
         self._receive = receive
         self._departure: Departure | None = None
         self._is_done = False
         self._wanted = 0
-        self.memory = Reservation(budget)
+        self.memory = Reservation(gate.budget)
         self.deadline = deadline
         self.ticket: Ticket | None = None
+
+    def let_in(self, kind: tuple[str, Format], size: int, *, asks_first: bool) -> None:
+        """Let a large body of a declared length come, into memory of its own.
+
+        Raises MemoryBudget when too many come already; and, for a caller who waits to be asked for it, what `enter`
+        would raise now.
+        """
+        if asks_first:
+            self._backlog.check(kind, size, self.deadline)
+        if (connection := connection_of(self._scope)) is not None:
+            self._passage = self._intake.enter(size)
+            connection.note = partial(self._intake.note, self._passage)
+
+    async def wait_for_turn(self) -> None:
+        """Wait until the body may come; raises what `Intake.take_turn` does."""
+        if self._passage is not None:
+            await self._intake.take_turn(self._passage, self.deadline)
+
+    def end_turn(self) -> None:
+        """Let the next body come."""
+        if self._passage is not None:
+            self._intake.leave(self._passage)
+            self._passage = None
 
     def may_read(self, declared: int | None, of: Format) -> bool:
         """Whether there is memory for a body of a declared length; for one without, for its first piece."""
@@ -143,6 +174,7 @@ class Permit:
 
     def close(self) -> None:
         """Give everything back."""
+        self.end_turn()
         if self._departure is not None:
             self._departure.forget()
         if self.ticket is not None:

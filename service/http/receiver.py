@@ -6,6 +6,7 @@ The `Inlet` hands over what comes; a `BodyReceiver` has the connection for the r
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -52,6 +53,9 @@ HEAD_BYTES = 1 << 14
 
 PIECE_BYTES = 1 << 18
 """Most that is read at once of a body."""
+
+LARGE_PIECE_BYTES = 1 << 20
+"""Most that is read at once into memory of its own: more would keep the other connections waiting."""
 
 
 class StandIn(asyncio.BufferedProtocol):
@@ -100,8 +104,11 @@ class Inlet(StandIn):
 class BodyReceiver(StandIn):
     """Receives the rest of one body; the connection belongs to the HTTP protocol before and after."""
 
-    def __init__(self, protocol: Lender, cycle: RequestResponseCycle, remaining: int) -> None:
+    def __init__(
+        self, protocol: Lender, cycle: RequestResponseCycle, remaining: int, note: Callable[[int], None] | None = None
+    ) -> None:
         super().__init__(protocol)
+        self._note = note
         self._cycle = cycle
         self.remaining = remaining
         self._whole = remaining
@@ -141,10 +148,12 @@ class BodyReceiver(StandIn):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Say where the next bytes go: never further than the body reaches."""
-        return self._buffer
+        return self._buffer[:LARGE_PIECE_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Note what has come."""
+        if self._note is not None:
+            self._note(nbytes)
         self._buffer = self._buffer[nbytes:]
         self.remaining -= nbytes
         if len(self._buffer):

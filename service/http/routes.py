@@ -26,6 +26,7 @@ from service.http.arrival import LEAST_BODY_BYTES, Arrival
 from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of
 from service.http.formats import MEDIA_TYPES, Format, answer_format, request_format
+from service.http.intake import LEAST_TURN_BYTES
 from service.http.permits import SMALL_BODY_BYTES, Gate, Permit
 from service.http.problems import Reply, refusal
 from service.http.receiver import ClientDisconnectedError
@@ -200,15 +201,21 @@ class Endpoint(ABC, Generic[Wanted]):
         """Read the body, once there is memory for it."""
         body.check_declared(*self._limit_of(exchange.format, wanted))
         like, declared = self._read_like(exchange.format, wanted, body)
+        needs_turn = declared is not None and declared >= LEAST_TURN_BYTES and like == "safetensors"
+        if needs_turn:
+            permit.let_in((self._name, exchange.format), cast(int, declared), asks_first=body.waits_for_continue)
         if not permit.may_read(declared, like):
             await permit.wait_for()
         if declared is None:
             body.cover = permit.cover if like == "safetensors" else permit.cover_twice
+        if needs_turn:
+            await permit.wait_for_turn()
         task = self._state.begin_reading()
         try:
             return await self._read(body, exchange.format, wanted, memory)
         finally:
             self._state.end_reading(task)
+            permit.end_turn()
 
     async def _bound(
         self,

@@ -9,59 +9,30 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-import torch
 
 from tests.faults.conftest import Tell
-from tests.support.binary import binary_request, cross_entropy_request
+from tests.support.binary import cross_entropy_request
 from tests.support.open_loop import Load, Order, Outcome, offer, quantile
 from tests.support.probing import probing
-from tests.support.programs import listening_as
 from tests.support.raw_http import Listening, listening
 
 QUEUE_SECONDS = 0.5
 """Some times the service time: with room for one, an engine is idle whenever nobody comes while it computes."""
 TICK = os.sysconf("SC_CLK_TCK")
 
-ROWS = 25_000
-
-COSTLY = """
-import dataclasses, sys, time
-import service.__main__ as command
-from service.app import create_app
-from service.ops import OPERATORS
-
-real = OPERATORS["cross-entropy"]
-
-def costly(*arguments):
-    end = time.thread_time() + 0.06
-    while time.thread_time() < end:
-        real.value_and_gradient(*arguments)
-
-table = {**OPERATORS, "cross-entropy": dataclasses.replace(real, value_and_gradient=costly)}
-command.create_app = lambda settings: create_app(settings, table)
-sys.exit(command.main(sys.argv[1:]))
-"""
-"""A service whose gradient of cross-entropy is computed again and again, for 60 ms of processor: next to that, refusing
-costs little."""
+CLASSES = 32_000
+ASKING = "Expect: 100-continue"
+"""A caller who asks first is refused before he sends; next to taking and computing megabytes, that costs little."""
 
 OUT_OF_TIME = "X-Request-Timeout-Ms: 1"
 
 
 @pytest.fixture(scope="module")
 def engine_of_one() -> Iterator[Listening]:
-    """A service whose engine has one thread, so that the other core is left to whoever refuses."""
+    """A service whose engine has one thread, so that the other core is left to whoever receives and refuses."""
     flags = ("--device=cpu", "--threads=1", f"--queue-seconds={QUEUE_SECONDS}", "--log-level=error")
-    with listening_as(COSTLY, *flags) as running:
+    with listening("tcp", *flags) as running:
         yield running
-
-
-def large(*lines: str) -> bytes:
-    random = torch.Generator().manual_seed(0)
-    tensors = {
-        "logits": torch.randn(ROWS, 2, generator=random).half(),
-        "target": torch.randint(2, (ROWS,), generator=random).to(torch.uint8),
-    }
-    return binary_request("/v1/cross-entropy/gradient", tensors, *lines, temperature="2.0", label_smoothing="0.1")
 
 
 def processor_seconds(pid: int) -> float:
@@ -71,8 +42,9 @@ def processor_seconds(pid: int) -> float:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is asked of a trial of some length."""
+    """What is asked of a trial of some length, with requests of some size."""
 
+    rows: int
     seconds: float
     goodput: dict[float, float]
     """Least part of the peak, by how many times the peak is offered."""
@@ -81,8 +53,8 @@ class Bounds:
     refused_ms: float
 
 
-SHORT = Bounds(1.5, {10.0: 0.3}, admitted=4.0, refused_ms=200.0)
-LONG = Bounds(20.0, {2.0: 0.95, 10.0: 0.9}, admitted=1.0, refused_ms=2.0)
+SHORT = Bounds(128, 1.5, {10.0: 0.3}, admitted=4.0, refused_ms=200.0)
+LONG = Bounds(1024, 20.0, {2.0: 0.95, 10.0: 0.9}, admitted=1.0, refused_ms=2.0)
 
 
 @pytest.mark.parametrize("bounds", [SHORT, pytest.param(LONG, marks=pytest.mark.faults)], ids=["short", "long"])
@@ -91,10 +63,10 @@ def test_goodput_under_overload_is_that_of_the_peak(
 ) -> None:
     port = engine_of_one.service.port
     answered_path, refused_path = tmp_path / "answered", tmp_path / "refused"
-    answered_path.write_bytes(large())
-    refused_path.write_bytes(large(OUT_OF_TIME))
+    answered_path.write_bytes(cross_entropy_request(bounds.rows, CLASSES, ASKING))
+    refused_path.write_bytes(cross_entropy_request(bounds.rows, CLASSES, ASKING, OUT_OF_TIME))
 
-    offer(Order(port, str(answered_path), 0.5, connections=1, patience=10.0))  # what it learns from its first
+    _closed(engine_of_one, answered_path, 0.5)  # what it learns from its first
     refusals, refused_seconds = _closed(engine_of_one, refused_path, bounds.seconds / 2)
     refusal_cost = refused_seconds / len(refusals.refused)
     peak, peak_seconds = _closed(engine_of_one, answered_path, bounds.seconds)
@@ -109,7 +81,8 @@ def test_goodput_under_overload_is_that_of_the_peak(
     assert set(refusals.counts) <= {"503", "504"}
     for times, least in bounds.goodput.items():
         with probing(port, "new", 10.0) as probes:
-            outcome = offer(Order(port, str(answered_path), bounds.seconds, rate=times * peak.goodput, patience=2.0))
+            rate = times * peak.goodput
+            outcome = offer(Order(port, str(answered_path), bounds.seconds, rate=rate, patience=2.0, asks_first=True))
         part, admitted, refused = outcome.goodput / peak.goodput, *_waits(outcome)
         tell(
             f"{times:g} x: goodput {part:.0%} of the peak, admitted p99 {admitted * 1e3:.0f} ms (bound "
@@ -128,7 +101,8 @@ def test_goodput_under_overload_is_that_of_the_peak(
 def _closed(running: Listening, path: Path, seconds: float) -> tuple[Outcome, float]:
     """Ask as fast as answers come, and return what that cost in seconds of processor."""
     before = processor_seconds(running.service.process.pid)
-    outcome = offer(Order(running.service.port, str(path), seconds, connections=2, patience=10.0))
+    order = Order(running.service.port, str(path), seconds, connections=2, patience=10.0, asks_first=True)
+    outcome = offer(order)
     return outcome, processor_seconds(running.service.process.pid) - before
 
 

@@ -35,6 +35,7 @@ class Order:
         rate: requests per second; 0 for as many as `connections` one after the other can have answered.
         patience: seconds after which a client leaves.
         connections: most that are open at once; a request that finds none free counts as `no connection`.
+        asks_first: whether the body waits until the service asks for it (the request says `Expect: 100-continue`).
     """
 
     port: int
@@ -44,6 +45,7 @@ class Order:
     patience: float = 1.0
     connections: int = 1000
     seed: int = 0
+    asks_first: bool = False
 
 
 @dataclass
@@ -103,6 +105,8 @@ class _Clients:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._request = Path(order.request_path).read_bytes()
+        self._head, separator, self._body = self._request.partition(b"\r\n\r\n")
+        self._head += separator
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = deque()
         self._open = 0
         self._counts: Counter[str] = Counter()
@@ -159,8 +163,7 @@ class _Clients:
                 raise
         is_whole = False
         try:
-            writer.write(self._request)
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            head = await self._sent(reader, writer)
             size = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
             while size:
                 size -= len(await reader.readexactly(min(size, 1 << 18)))
@@ -173,6 +176,17 @@ class _Clients:
                 writer.transport.abort()
         self._note(head, time.perf_counter() - due)
         return head[9:12].decode()
+
+    async def _sent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """Send the request and return the header of the answer."""
+        if self._order.asks_first:
+            writer.write(self._head)
+            if not (head := await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100"):
+                return head.lower()
+            writer.write(self._body)
+        else:
+            writer.write(self._request)
+        return (await reader.readuntil(b"\r\n\r\n")).lower()
 
     def _note(self, head: bytes, seconds: float) -> None:
         if head[9:12] == b"200":

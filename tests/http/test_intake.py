@@ -1,0 +1,211 @@
+"""Large bodies are received a few at a time; who would wait too long is told so before he sends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from service.engine.admission import NO_DEADLINE, Deadline
+from service.errors import DeadlineExceeded, MemoryBudget
+from service.http.intake import (
+    LEAST_TURN_BYTES,
+    LOOK_SECONDS,
+    SLOW_BYTES_PER_SECOND,
+    START_BYTES_PER_SECOND,
+    TURNS,
+    Intake,
+    Passage,
+)
+from tests.support.binary import cross_entropy_request
+from tests.support.raw_http import Listening, as_problem, listening, read_answer
+
+MB = 1 << 20
+SLOW_LOOKS = 10 * LOOK_SECONDS
+
+
+async def turn(intake: Intake, size: int = MB, deadline: Deadline = NO_DEADLINE) -> Passage:
+    passage = intake.enter(size)
+    try:
+        await intake.take_turn(passage, deadline)
+    except BaseException:
+        intake.leave(passage)
+        raise
+    return passage
+
+
+async def send(intake: Intake, passage: Passage, rate: float) -> None:
+    """Let bytes come at a rate until the body is there."""
+    last = time.perf_counter()
+    while passage.received < passage.size:
+        await asyncio.sleep(LOOK_SECONDS / 4)
+        now = time.perf_counter()
+        intake.note(passage, min(int(rate * (now - last)), passage.size - passage.received))
+        last = now
+
+
+@pytest.mark.anyio
+async def test_the_next_gets_a_turn_when_one_ends_in_the_order_of_coming() -> None:
+    intake = Intake(60.0)
+    having = [await turn(intake) for _ in range(TURNS)]
+    order: list[int] = []
+
+    async def wait(number: int) -> None:
+        passage = await turn(intake)
+        order.append(number)
+        intake.leave(passage)
+
+    waiting = [asyncio.create_task(wait(number)) for number in range(3)]
+    await asyncio.sleep(0)
+    assert order == []
+    intake.leave(having[0])
+    await asyncio.gather(*waiting)
+
+    assert order == [0, 1, 2]
+
+
+@pytest.mark.anyio
+async def test_who_would_wait_too_long_is_refused_at_once_and_the_first_never() -> None:
+    intake = Intake(1.0)
+    second = int(START_BYTES_PER_SECOND)
+    having = [await turn(intake, 10 * second) for _ in range(TURNS)]
+
+    with pytest.raises(MemoryBudget) as refused:
+        intake.enter(LEAST_TURN_BYTES)
+    assert "1 s" in refused.value.detail
+
+    for passage in having:
+        intake.note(passage, passage.size - second // 4)
+    assert intake.enter(second // 4) is not None
+
+
+@pytest.mark.anyio
+async def test_whoever_sends_slowly_loses_his_turn_and_does_not_count() -> None:
+    intake = Intake(60.0)
+    silent = await turn(intake, 100 * MB)
+    slow = await turn(intake, 100 * MB)
+    sending = asyncio.create_task(send(intake, slow, SLOW_BYTES_PER_SECOND / 4))
+
+    async with asyncio.timeout(SLOW_LOOKS * 10):
+        fast = [await turn(intake) for _ in range(TURNS)]
+    sending.cancel()
+
+    assert intake.enter(MB) is not None
+    for passage in (silent, slow, *fast):
+        intake.leave(passage)
+
+
+@pytest.mark.anyio
+async def test_whoever_sends_fast_keeps_his_turn() -> None:
+    intake = Intake(60.0)
+    rate = 4 * SLOW_BYTES_PER_SECOND
+    having = [await turn(intake, int(rate * SLOW_LOOKS)) for _ in range(TURNS)]
+    waiting = asyncio.create_task(turn(intake))
+
+    await asyncio.gather(*(send(intake, passage, rate) for passage in having))
+    assert not waiting.done()
+    for passage in having:
+        intake.leave(passage)
+
+    intake.leave(await waiting)
+
+
+@pytest.mark.anyio
+async def test_the_wait_is_reckoned_from_how_fast_bodies_came() -> None:
+    intake = Intake(1.0)
+    rate = START_BYTES_PER_SECOND / 10  # each: one after the other they are as fast as that
+    size = int(START_BYTES_PER_SECOND * 0.3)
+    for _ in range(3):
+        having = [await turn(intake, int(rate * 0.3)) for _ in range(TURNS)]
+        await asyncio.gather(*(send(intake, passage, rate) for passage in having))
+        for passage in having:
+            intake.leave(passage)
+
+    assert [intake.enter(size) for _ in range(TURNS)]
+    with pytest.raises(MemoryBudget):
+        intake.enter(size)
+
+
+@pytest.mark.anyio
+async def test_nobody_waits_longer_than_that_nor_past_his_deadline() -> None:
+    intake = Intake(0.1)
+    having = [await turn(intake, 50 * MB) for _ in range(TURNS)]
+    sending = [asyncio.create_task(send(intake, passage, 4 * SLOW_BYTES_PER_SECOND)) for passage in having]
+    with pytest.raises(MemoryBudget):
+        await turn(intake)
+    with pytest.raises(DeadlineExceeded):
+        await turn(intake, deadline=Deadline(time.perf_counter() + 0.02, 20))
+    for task, passage in zip(sending, having, strict=True):
+        task.cancel()
+        intake.leave(passage)
+
+    intake.leave(await turn(intake))
+
+
+@pytest.mark.anyio
+async def test_who_leaves_while_he_waits_is_passed_over() -> None:
+    intake = Intake(60.0)
+    having = [await turn(intake) for _ in range(TURNS)]
+    gone, staying = asyncio.create_task(turn(intake)), asyncio.create_task(turn(intake))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    intake.leave(having[0])
+
+    intake.leave(await staying)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Listening]:
+    with listening("tcp", "--device=cpu", "--threads=1", "--queue-seconds=5", "--log-level=error") as running:
+        yield running
+
+
+LARGE = cross_entropy_request(1200, 1000)
+HEAD, _, BODY = LARGE.partition(b"\r\n\r\n")
+ASKING = HEAD + b"\r\nExpect: 100-continue\r\n\r\n"
+
+
+def test_those_who_send_nothing_keep_nobody_waiting(service: Listening) -> None:
+    with ExitStack() as stack:
+        for _ in range(4 * TURNS):
+            stack.enter_context(service.connect()).sendall(HEAD + b"\r\n\r\n")
+        started = time.monotonic()
+
+        assert service.ask(LARGE).status == 200
+        assert time.monotonic() - started < 2.0
+
+
+def test_who_asks_first_is_asked_to_send_when_it_is_his_turn(service: Listening) -> None:
+    with service.connect() as connection:
+        connection.sendall(ASKING)
+        assert read_interim(connection).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(BODY)
+
+        assert read_answer(connection).status == 200
+
+
+def read_interim(connection: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"\r\n\r\n"):
+        received += connection.recv(1)
+    return received
+
+
+def test_who_asks_first_is_refused_without_a_byte_of_the_body() -> None:
+    with listening("tcp", "--device=cpu", "--queue-seconds=0.001", "--log-level=error") as busy, ExitStack() as stack:
+        for _ in range(TURNS):
+            first = stack.enter_context(busy.connect())
+            first.sendall(ASKING)
+            read_interim(first)
+        with busy.connect() as connection:
+            connection.sendall(ASKING)
+            answer = read_answer(connection)
+
+    assert as_problem(answer) == (503, "memory-budget")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["connection"] == "close"
