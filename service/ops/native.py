@@ -64,7 +64,7 @@ class Rows(NamedTuple):
 
     Attributes:
         rest: S - 1, the sum of e^(z_j - m) over all classes but the largest, float64 [rows, 1].
-        peak: m, the largest logit, [rows, 1].
+        peak: m, the largest logit, [rows, 1]; NaN where a NaN stands in the row beside an infinite m.
         top: its first place, int64 [rows, 1].
     """
 

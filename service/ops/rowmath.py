@@ -37,7 +37,7 @@ class Partition(NamedTuple):
     """What the softmax of rows is divided by, S e^m.
 
     Attributes:
-        peak: m [rows, 1].
+        peak: m [rows, 1]; NaN where a NaN stands in the row beside an infinite m.
         log: ln S as float64 [rows, 1].
     """
 

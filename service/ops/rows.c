@@ -8,7 +8,8 @@
  * same bits on every processor, whatever the width of its vectors, provided the compiler neither reorders nor contracts
  * (-ffp-contract=off, no -ffast-math).
  *
- * `out` may be `logits` itself. A NaN anywhere in a row, and an infinite m, make R and all of the row NaN.
+ * `out` may be `logits` itself. A NaN anywhere in a row, and an infinite m, make R and all of the row NaN;
+ * `peak` is NaN where a NaN stands beside an infinite m.
  * `rest`, `peak` and `top` may be NULL where cross-entropy is computed and nobody asks for them.
  */
 #include <math.h>

@@ -95,7 +95,9 @@ def test_without_the_library_torch_gives_the_same_answers(classes: int, monkeypa
 
 @needs_library
 @pytest.mark.parametrize("classes", [10, 700])
-@pytest.mark.parametrize("bad", ["nothing", "a logit", "an infinity", "an upstream gradient"])
+@pytest.mark.parametrize(
+    "bad", ["nothing", "a logit", "an infinity", "a logit behind an infinity", "an upstream gradient"]
+)
 def test_results_that_are_said_to_be_defined_hold_no_nan(classes: int, bad: str) -> None:
     logits, target = torch.randn(40, classes), torch.randint(classes, (40,))
     slope = torch.ones(40, dtype=torch.float64)
@@ -104,6 +106,8 @@ def test_results_that_are_said_to_be_defined_hold_no_nan(classes: int, bad: str)
         logits[17, -1] = torch.nan
     elif bad == "an infinity":
         logits[17, -1] = torch.inf
+    elif bad == "a logit behind an infinity":
+        logits[17, 1], logits[17, -1] = torch.inf, torch.nan
     elif bad == "an upstream gradient":
         slope[17] = 1e300  # infinite as a float32, and 0 times that is no number
     loss, grad = torch.empty(40, dtype=torch.float64), torch.empty_like(logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import inf, nan
 from typing import Any
 
@@ -18,7 +19,7 @@ from service.errors import (
     TargetOutOfRange,
     UndefinedMean,
 )
-from service.ops import OPERATORS
+from service.ops import OPERATORS, native
 from tests.support.asking import all_outputs, ask
 
 LOSSES = ("nll-loss", "cross-entropy")
@@ -452,6 +453,73 @@ def test_logsumexp_of_infinite_rows_is_torchs(operator: str, row: list[float], e
 
     assert answer["logsumexp"][1] == expected
     torch.testing.assert_close(answer["logsumexp"], torch.logsumexp(fields["logits"], 1))
+
+
+def with_a_nan(filling: tuple[float, ...], classes: int, dtype: torch.dtype) -> Tensor:
+    """Return rows with `filling` and a NaN first, in the middle and last, each before and behind the other.
+
+    A row of nothing but -inf stands for a filling of -inf alone.
+    """
+    rows = []
+    for place, other in itertools.permutations(sorted({0, classes // 2, classes - 1}), 2):
+        row = torch.full((classes,), -inf) if filling == (-inf,) else logits(classes)
+        row[other], row[place] = filling[0], nan
+        if -inf in filling and classes > 2:
+            row[next(j for j in range(classes) if j not in (place, other))] = -inf
+        rows.append(row)
+    return torch.stack(rows).to(dtype)
+
+
+BESIDE_A_NAN = {"nothing but -inf": (-inf,), "+inf": (inf,), "both": (inf, -inf)}
+
+
+@of_logits
+@pytest.mark.parametrize("filling", BESIDE_A_NAN.values(), ids=BESIDE_A_NAN)
+@pytest.mark.parametrize("classes", [2, 3, 100, 128, 129, 513, 700, 5000])
+@pytest.mark.parametrize("accuracy", ["fast", "accurate"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "by torch"])
+def test_logsumexp_is_nan_wherever_a_nan_stands_beside_an_infinity(
+    operator: str,
+    filling: tuple[float, ...],
+    classes: int,
+    *,
+    accuracy: str,
+    dtype: torch.dtype,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "_LIBRARIES", {})
+    values = with_a_nan(filling, classes, dtype)
+    fields: dict[str, Any] = {"logits": values, "accuracy": accuracy, "outputs": ["logsumexp"]}
+    if operator == "cross-entropy":
+        fields["target"] = torch.full(values.shape[:1], -100)
+
+    propagated = ask(operator, non_finite="propagate", **fields)["logsumexp"]
+
+    assert torch.logsumexp(values, 1).isnan().all()
+    assert propagated.isnan().all()
+    assert refused(NonFinite, operator, **fields).pointer == "/logits/0"
+
+
+@pytest.mark.parametrize("kind", ["smoothed", "weighted", "probabilities"])
+@pytest.mark.parametrize("filling", BESIDE_A_NAN.values(), ids=BESIDE_A_NAN)
+@pytest.mark.parametrize("classes", [3, 100, 700])
+def test_logsumexp_of_every_kind_of_target_is_nan_beside_a_nan(
+    kind: str, filling: tuple[float, ...], classes: int
+) -> None:
+    values = with_a_nan(filling, classes, torch.float32)
+    fields: dict[str, Any] = {"logits": values, "target": torch.zeros(len(values), dtype=torch.int64)}
+    fields |= {
+        "smoothed": {"label_smoothing": 0.1},
+        "weighted": {"weight": torch.ones(classes)},
+        "probabilities": {"target": torch.softmax(logits(len(values), classes), 1)},
+    }[kind]
+
+    answer = ask("cross-entropy", outputs=["logsumexp"], non_finite="propagate", **fields)
+
+    assert answer["logsumexp"].isnan().all()
 
 
 def test_a_nan_in_an_output_that_is_not_wanted_is_no_error() -> None:
