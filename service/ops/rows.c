@@ -24,9 +24,12 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* e^(x + low) for x <= 0 within 1 unit in the last place, gradual underflow included; 0 for -infinity, NaN for NaN.
+ * Of an x so far off that the power is 0, `low` is forgotten: it may be NaN, or larger than any exponent.
  * Range reduction by Cody and Waite; the polynomial is that of Cephes (float), Taylor's (double). */
 INLINE float exp_float(float x, float low) {
-    x = x < -104.0f ? -104.0f : x;
+    int far = x < -104.0f;
+    x = far ? -104.0f : x;
+    low = far ? 0.0f : low;
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, which lies in the low bits */
     union { float f; uint32_t i; } n, power;
     n.f = fmaf(x, 1.44269504088896341f, magic);
@@ -45,7 +48,9 @@ INLINE float exp_float(float x, float low) {
 }
 
 INLINE double exp_double(double x, double low) {
-    x = x < -746.0 ? -746.0 : x;
+    int far = x < -746.0;
+    x = far ? -746.0 : x;
+    low = far ? 0.0 : low;
     const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
     union { double f; uint64_t i; } n, power;
     n.f = fma(x, 1.44269504088896340736, magic);

@@ -566,6 +566,30 @@ def test_the_softmax_of_the_largest_floats_is_finite() -> None:
     assert answer["probs"].tolist() == [[1, 0], [0.5, 0.5], [0.5, 0.5]]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "largest", "others"),
+    [
+        (torch.float32, 3e7, -1e16),
+        (torch.float32, 1e22, -1e30),
+        (torch.float64, 1e22, -1e38),
+        (torch.float64, 1e200, -1e216),
+    ],
+)
+@pytest.mark.parametrize("classes", [2, 100, 129, 700])
+def test_logits_that_are_far_below_the_largest_have_no_probability(
+    dtype: torch.dtype, largest: float, others: float, classes: int
+) -> None:
+    values = torch.full((1, classes), others, dtype=dtype)
+    values[0, 0] = largest
+
+    probs = ask("softmax", logits=values)["probs"]
+    loss, gradient = loss_and_gradient("cross-entropy", values, target=torch.tensor([0]))
+
+    assert torch.equal(probs, torch.softmax(values, 1))
+    assert loss == 0
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize("classes", [2, 100])
 def test_the_log_softmax_of_the_largest_floats_is_minus_infinity_at_worst(classes: int) -> None:
     values = torch.full((1, classes), -3.4e38)
