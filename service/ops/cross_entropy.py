@@ -69,7 +69,10 @@ def _compute(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, 
     if "grad_target" in out:
         out = {"log_probs": torch.empty_like(logits), **out}
     are_defined = False
-    if _is_soft(rows):
+    has_masses = _is_soft(rows) or options.label_smoothing > 0
+    if has_masses and native.computes(logits) and logits.shape[1] > native.SHORT:
+        _compiled_against_masses(rows, logits, slope, options, out)
+    elif _is_soft(rows):
         _against_probabilities(rows, logits, slope, options, out)
     elif options.label_smoothing:
         _against_smoothed_index(rows, logits, slope, options, out)
@@ -122,6 +125,23 @@ def _compiled_against_index(rows: Rows, logits: Tensor, slope: Tensor | None, ou
         return are_defined
     loss.copy_(rowmath.times(weight, loss))
     return False
+
+
+def _compiled_against_masses(
+    rows: Rows, logits: Tensor, slope: Tensor | None, options: CrossEntropyOptions, out: Buffers
+) -> None:
+    """Compute with the mass of a row spread over classes, by probabilities or smoothing, in one call."""
+    rest, peak = native.cross_entropy_of_masses(
+        logits,
+        rows["target"],
+        slope,
+        out["loss"] if "loss" in out else torch.empty(rows.count, dtype=torch.float64),
+        None if slope is None else out["grad_logits"],
+        keep=1.0 - options.label_smoothing,
+        spread=options.label_smoothing / logits.shape[1],
+        weight=rows.get("weight"),
+    )
+    write_log_probs(logits, rowmath.Partition(peak, rest.log1p_()), out)
 
 
 def _against_smoothed_index(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from service.ops import examples, rowmath
+from service.ops import examples, native, rowmath
 from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
 from service.ops.spec import Buffers, Operator, Output, Rows, TemperatureOptions
 
@@ -16,8 +16,10 @@ from service.ops.spec import Buffers, Operator, Output, Rows, TemperatureOptions
 def write_log_probs(logits: Tensor, partition: rowmath.Partition, out: Buffers) -> None:
     """Write `log_probs` and `logsumexp`, those that are wanted, from logits [rows, classes]."""
     if "log_probs" in out:
-        shifted = torch.sub(logits, partition.peak, out=out["log_probs"])
-        shifted.sub_(partition.log.to(shifted.dtype))
+        if native.computes(logits):
+            native.log_softmax(logits, partition.peak, partition.log, out["log_probs"])
+        else:
+            out["log_probs"].copy_((logits - partition.peak.double()).sub_(partition.log))
     if "logsumexp" in out:
         out["logsumexp"].copy_(partition.logsumexp.squeeze(1))
 

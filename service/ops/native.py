@@ -11,7 +11,7 @@ import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,21 @@ class _Library(NamedTuple):
     """The functions for one element type."""
 
     softmax: Callable[..., None]
+    log_softmax: Callable[..., None]
     cross_entropy: Callable[..., int]
+    cross_entropy_of_masses: Callable[..., None]
+
+
+_ARGUMENTS: tuple[list[Any], ...] = (
+    [_POINTER] * 4,
+    [_POINTER] * 3,
+    [_POINTER] * 6,
+    [_POINTER, _POINTER, ctypes.c_double, ctypes.c_double, *[_POINTER] * 6],
+)
+"""What each of them takes after logits, rows and classes."""
+
+SHORT = 128
+"""Rows of so many classes, and shorter ones, are not for `cross_entropy_of_masses`."""
 
 
 def _variant() -> str:
@@ -43,11 +57,11 @@ def load(path: Path) -> dict[torch.dtype, _Library]:
         return {}
     loaded = {}
     for dtype, suffix in ((torch.float32, "float"), (torch.float64, "double")):
-        softmax, cross_entropy = library[f"softmax_{suffix}"], library[f"cross_entropy_{suffix}"]
-        softmax.argtypes = (_POINTER, _COUNT, _COUNT, *[_POINTER] * 4)
-        cross_entropy.argtypes = (_POINTER, _COUNT, _COUNT, *[_POINTER] * 6)
-        softmax.restype, cross_entropy.restype = None, _COUNT
-        loaded[dtype] = _Library(softmax, cross_entropy)
+        functions = _Library(*[library[f"{name}_{suffix}"] for name in _Library._fields])
+        for function, arguments in zip(functions, _ARGUMENTS, strict=True):
+            function.argtypes = (_POINTER, _COUNT, _COUNT, *arguments)  # type: ignore[attr-defined]
+            function.restype = _COUNT if function is functions.cross_entropy else None  # type: ignore[attr-defined]
+        loaded[dtype] = functions
     return loaded
 
 
@@ -82,6 +96,16 @@ def softmax(logits: Tensor, out: Tensor) -> Rows:
         logits.data_ptr(), rows, classes, out.data_ptr(), rest.data_ptr(), peak.data_ptr(), top.data_ptr()
     )
     return Rows(rest, peak, top)
+
+
+def log_softmax(logits: Tensor, peak: Tensor, log: Tensor, out: Tensor) -> None:
+    """Write ln q = z - m - ln S, rounded once, to `out`, which may be `logits` itself.
+
+    `peak` is m [rows, 1] in the type of the logits, `log` is ln S, float64 [rows, 1]. All contiguous.
+    """
+    _LIBRARIES[logits.dtype].log_softmax(
+        logits.data_ptr(), *logits.shape, peak.data_ptr(), log.data_ptr(), out.data_ptr()
+    )
 
 
 class Losses(NamedTuple):
@@ -122,3 +146,38 @@ def cross_entropy(
         None if peak is None else peak.data_ptr(),
     )
     return Losses(not undefined, rest, peak)
+
+
+def cross_entropy_of_masses(
+    logits: Tensor,
+    target: Tensor,
+    slope: Tensor | None,
+    loss: Tensor,
+    grad: Tensor | None,
+    *,
+    keep: float,
+    spread: float,
+    weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Write the loss of each row, and slope (T q - t) to `grad`, for rows that are not `SHORT`; return R and m.
+
+    The masses are t_j = w_j (keep p_j + spread), computed in float64. `target` is p [rows, classes] in the type of the
+    logits, or int64 [rows] for p_j = [j = y]; `weight` is w, float64 [classes]; the rest as in `cross_entropy`.
+    """
+    rest, peak = torch.empty((len(logits), 1), dtype=torch.float64), logits.new_empty((len(logits), 1))
+    is_soft = target.ndim == 2
+    _LIBRARIES[logits.dtype].cross_entropy_of_masses(
+        logits.data_ptr(),
+        *logits.shape,
+        target.data_ptr() if is_soft else None,
+        None if is_soft else target.data_ptr(),
+        keep,
+        spread,
+        None if weight is None else weight.data_ptr(),
+        None if slope is None else slope.data_ptr(),
+        loss.data_ptr(),
+        None if grad is None else grad.data_ptr(),
+        rest.data_ptr(),
+        peak.data_ptr(),
+    )
+    return rest, peak

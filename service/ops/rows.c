@@ -3,7 +3,7 @@
  * For a row z of C logits: m = max z, t the first place of m, e_j = e^(z_j - m), R = sum of e_j over j != t, S = 1 + R.
  * R is summed apart from the 1 so that ln S = log1p(R) and 1 - q_t = R / S keep their digits in confident rows.
  *
- * The order of every operation is written out: LANES sums beside each other, flushed to double every FLUSH chunks (one
+ * The order of every operation is written out: LANES sums beside each other, flushed to as many in double every FLUSH chunks (one
  * sum in the order of the classes where a row is SHORT), and fused multiply-adds only where fma stands. So a row has the
  * same bits on every processor, whatever the width of its vectors, provided the compiler neither reorders nor contracts
  * (-ffp-contract=off, no -ffast-math).
@@ -23,9 +23,9 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-/* e^(x + low) for x <= 0 within 1 unit in the last place, gradual underflow included; 0 for -infinity, NaN for NaN.
+/* e^(x + low) for x <= 0 within 0.7 units in the last place, gradual underflow included; 0 for -infinity, NaN for NaN.
  * Of an x so far off that the power is 0, `low` is forgotten: it may be NaN, or larger than any exponent.
- * Range reduction by Cody and Waite; the polynomial is that of Cephes (float), Taylor's (double). */
+ * Range reduction by Cody and Waite; the polynomial is the closest of its degree (float), Taylor's (double). */
 INLINE float exp_float(float x, float low) {
     int far = x < -104.0f;
     x = far ? -104.0f : x;
@@ -34,15 +34,17 @@ INLINE float exp_float(float x, float low) {
     union { float f; uint32_t i; } n, power;
     n.f = fmaf(x, 1.44269504088896341f, magic);
     float k = n.f - magic;
-    float r = fmaf(k, -0.693145751953125f, x);
-    r = fmaf(k, -1.42860682030941723212e-6f, r) + low;
-    float p = 1.9875691500e-4f;
-    p = fmaf(p, r, 1.3981999507e-3f);
-    p = fmaf(p, r, 8.3334519073e-3f);
-    p = fmaf(p, r, 4.1665795894e-2f);
-    p = fmaf(p, r, 1.6666665459e-1f);
-    p = fmaf(p, r, 5.0000001201e-1f);
-    p = fmaf(p, r * r, r) + 1.0f;
+    float high = fmaf(k, -0.693145751953125f, x); /* exact */
+    float rest = fmaf(k, -1.42860682030941723212e-6f, low);
+    float r = high + rest;
+    float p = 0x1.6a21bap-10f;
+    p = fmaf(p, r, 0x1.123b6ep-7f);
+    p = fmaf(p, r, 0x1.5558fcp-5f);
+    p = fmaf(p, r, 0x1.555490p-3f);
+    p = fmaf(p, r, 0x1.fffffcp-2f);
+    float one = 1.0f + high;
+    rest += high - (one - 1.0f); /* what 1 + high has lost */
+    p = one + fmaf(p, r * r, rest);
     power.i = (n.i << 23) + ((127u + 64u) << 23); /* 2^(k + 64), never subnormal; only the low bits of n are left */
     return p * power.f * 0x1p-64f;
 }
@@ -77,17 +79,24 @@ INLINE double exp_double(double x, double low) {
 #define LANES 64    /* sums beside each other in a row */
 #define FLUSH 16    /* chunks of LANES that are summed in the element type */
 #define SHORT 128   /* rows of so many classes are computed beside each other, not each by itself */
+#define ABREAST 16  /* sums in double beside each other, over the target masses of a row */
 #define TOGETHER 16 /* so many of them */
 
 #define T float
 #define NAME(name) name##_float
 #define EXP exp_float
+#define FMA fmaf
+#define TINY 0x1p-126
 #include "rows.inc"
 #undef T
 #undef NAME
 #undef EXP
+#undef FMA
+#undef TINY
 
 #define T double
 #define NAME(name) name##_double
 #define EXP exp_double
+#define FMA fma
+#define TINY 0x1p-1022
 #include "rows.inc"

@@ -198,6 +198,62 @@ def test_the_gradient_of_cross_entropy_is_no_worse_than_autograds(
     assert error_in_ulp(exact(gradient), truth, np.abs(truth), torch.float32) <= max(theirs, 4.0)
 
 
+def assert_no_worse(ours: Tensor, theirs: Tensor, truth: Any) -> None:
+    """Compare the largest errors; three quarters of a unit in the last place of the largest number is always enough."""
+    errors = [float(np.abs(exact(tensor) - truth).max()) for tensor in (ours, theirs)]
+    unit = float(np.spacing(np.float32(np.abs(truth).max())))
+    assert errors[0] <= max(errors[1], 0.75 * unit)
+
+
+every_seed = pytest.mark.parametrize("seed", range(20))
+
+
+@every_seed
+@pytest.mark.parametrize("size", [(64, 1000), (4, 32_000)], ids=str)
+def test_the_largest_error_of_probabilities_is_no_larger_than_torchs(size: tuple[int, int], seed: int) -> None:
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+    probs = ask("softmax", logits=logits)["probs"]
+    log_probs = ask("log-softmax", logits=logits)["log_probs"]
+
+    truth = Rows(exact(logits))
+    assert_no_worse(probs, torch.softmax(logits, 1), truth.probs)
+    assert_no_worse(log_probs, torch.log_softmax(logits, 1), truth.log_probs)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "temperature": {"temperature": 0.7},
+    "smoothing": {"label_smoothing": 0.1},
+    "everything": {"temperature": 0.7, "label_smoothing": 0.1, "weight": torch.linspace(0.5, 1.5, 1000)},
+}
+
+
+@every_seed
+@pytest.mark.parametrize("spread", [0.01, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_largest_error_of_a_gradient_against_probabilities_is_no_larger_than_torchs(
+    kind: str, spread: float, seed: int
+) -> None:
+    random, options = torch.Generator().manual_seed(seed), KINDS[kind]
+    temperature, smoothing = options.get("temperature", 1.0), options.get("label_smoothing", 0.0)
+    logits = torch.randn(32, 1000, generator=random) * spread
+    target = torch.softmax(torch.randn(32, 1000, generator=random) * 2, 1)
+    leaf = logits.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(
+        leaf / temperature, target, weight=options.get("weight"), label_smoothing=smoothing, reduction="sum"
+    ).backward()
+
+    fields = {"logits": logits, "target": target, "reduction": "sum", **options}
+    gradient = ask("cross-entropy", gradient=True, **fields)["grad_logits"]
+
+    mass = (1 - np.longdouble(smoothing)) * exact(target) + np.longdouble(smoothing) / 1000
+    mass *= exact(options.get("weight", torch.ones(1000)))
+    # Of the rounded quotient: torch and the service both divide in float32.
+    truth = Rows(exact(logits / temperature)).pulled_back(mass) / np.longdouble(temperature)
+    assert_no_worse(gradient, leaf.grad, truth)
+
+
 def test_a_mean_over_many_rows_loses_nothing() -> None:
     random = torch.Generator().manual_seed(0)
     logits, target = torch.randn(1_000_000, 2, generator=random), torch.randint(2, (1_000_000,), generator=random)

@@ -38,6 +38,22 @@ def rows_like(classes: int, dtype: torch.dtype) -> Tensor:
     return logits.to(dtype)
 
 
+def of_masses(logits: Tensor, target: Tensor, slope: Tensor) -> list[Tensor]:
+    """Return what comes of each kind of masses."""
+    if (classes := logits.shape[1]) <= native.SHORT:
+        return []
+    results = []
+    weight = torch.linspace(-1, 2, classes, dtype=torch.float64)
+    for masses in (target, torch.softmax(logits.nan_to_num(), 1)):
+        for weights in (None, weight):
+            loss, grad = torch.empty(60, dtype=torch.float64), torch.empty_like(logits)
+            found = native.cross_entropy_of_masses(
+                logits, masses, slope, loss, grad, keep=0.9, spread=0.1 / classes, weight=weights
+            )
+            results += [loss, grad, *found]
+    return results
+
+
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", [1, 2, 17, 128, 129, 192, 1000, 1024, 5000])
@@ -57,7 +73,7 @@ def test_wide_and_narrow_vectors_give_the_same_bits(
         probs, grad, loss = torch.empty_like(logits), torch.empty_like(logits), torch.empty(60, dtype=torch.float64)
         found = native.softmax(logits, probs)
         native.cross_entropy(logits, target, slope, loss, grad)
-        results.append([probs, *found, loss, grad])
+        results.append([probs, *found, loss, grad, *of_masses(logits, target, slope)])
 
     assert all(same_bits(wide, narrow) for wide, narrow in zip(*results, strict=True))
 
@@ -80,10 +96,21 @@ def test_errors_stay_within_a_few_units_where_torch_has_dozens(classes: int) -> 
     assert worst_error(loss.float(), truth.loss) < 3
 
 
+@pytest.mark.parametrize("kind", ["index", "smoothed index", "probabilities", "weighed probabilities"])
 @pytest.mark.parametrize("classes", [10, 700, 5000])
-def test_without_the_library_torch_gives_the_same_answers(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_torch_gives_the_same_answers(
+    classes: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits = torch.randn(50, classes) * 5
-    fields = {"logits": logits, "target": torch.randint(classes, (50,)), "reduction": "none"}
+    logits[::2, 0], logits[::5, 1] = 40.0, -torch.inf
+    fields = {"logits": logits, "target": torch.randint(2, classes, (50,)), "reduction": "none"}
+    fields["outputs"] = ["loss", "log_probs", "logsumexp", "grad_logits"]
+    if kind == "smoothed index":
+        fields["label_smoothing"] = 0.1
+    elif kind != "index":
+        fields["target"] = torch.softmax(logits + torch.randn(50, classes), 1)
+    if kind == "weighed probabilities":
+        fields |= {"weight": torch.rand(classes), "label_smoothing": 0.2, "temperature": 1.5}
     compiled = ask("cross-entropy", gradient=True, **fields)
     monkeypatch.setattr(native, "_LIBRARIES", {})
 
