@@ -61,7 +61,7 @@ def _is_soft(rows: Rows) -> bool:
 
 
 def _compute(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, out: Buffers) -> bool:
-    logits = scaled(rows["logits"], options.temperature)
+    logits, temperature = scaled(rows["logits"], options.temperature)
     slope = None
     if upstream is not None and "grad_logits" in out:
         slope = upstream if options.temperature == 1.0 else upstream / options.temperature
@@ -71,13 +71,13 @@ def _compute(rows: Rows, upstream: Tensor | None, options: CrossEntropyOptions, 
     are_defined = False
     has_masses = _is_soft(rows) or options.label_smoothing > 0
     if has_masses and native.computes(logits) and logits.shape[1] > native.SHORT:
-        _compiled_against_masses(rows, logits, slope, options, out)
+        _compiled_against_masses(rows, logits, slope, options, out, temperature=temperature)
     elif _is_soft(rows):
         _against_probabilities(rows, logits, slope, options, out)
     elif options.label_smoothing:
         _against_smoothed_index(rows, logits, slope, options, out)
     elif native.computes(logits):
-        are_defined = _compiled_against_index(rows, logits, slope, out)
+        are_defined = _compiled_against_index(rows, logits, slope, out, temperature=temperature)
     else:
         _against_index(rows, logits, slope, out)
     _write_grad_target(rows, upstream, options, out)
@@ -109,7 +109,9 @@ def _against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffer
     gradient.scatter_(1, column, entry.mul_(slope))
 
 
-def _compiled_against_index(rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffers) -> bool:
+def _compiled_against_index(
+    rows: Rows, logits: Tensor, slope: Tensor | None, out: Buffers, *, temperature: float
+) -> bool:
     """Compute the same in one call; return whether no result holds a NaN, as far as the call can tell."""
     weight = None if rows.get("weight") is None else rows["weight"][rows["target"]]
     if slope is not None:
@@ -117,10 +119,10 @@ def _compiled_against_index(rows: Rows, logits: Tensor, slope: Tensor | None, ou
     loss = out["loss"] if "loss" in out else torch.empty(rows.count, dtype=torch.float64)
     parts = "log_probs" in out or "logsumexp" in out
     are_defined, rest, peak = native.cross_entropy(
-        logits, rows["target"], slope, loss, out.get("grad_logits"), parts=parts
+        logits, rows["target"], slope, loss, out.get("grad_logits"), temperature=temperature, parts=parts
     )
     if rest is not None and peak is not None:
-        write_log_probs(logits, rowmath.Partition(peak, rest.log1p_()), out)
+        write_log_probs(logits, rowmath.Partition(peak, rest.log1p_()), out, temperature=temperature)
     if weight is None:
         return are_defined
     loss.copy_(rowmath.times(weight, loss))
@@ -128,7 +130,13 @@ def _compiled_against_index(rows: Rows, logits: Tensor, slope: Tensor | None, ou
 
 
 def _compiled_against_masses(
-    rows: Rows, logits: Tensor, slope: Tensor | None, options: CrossEntropyOptions, out: Buffers
+    rows: Rows,
+    logits: Tensor,
+    slope: Tensor | None,
+    options: CrossEntropyOptions,
+    out: Buffers,
+    *,
+    temperature: float,
 ) -> None:
     """Compute with the mass of a row spread over classes, by probabilities or smoothing, in one call."""
     rest, peak = native.cross_entropy_of_masses(
@@ -140,8 +148,9 @@ def _compiled_against_masses(
         keep=1.0 - options.label_smoothing,
         spread=options.label_smoothing / logits.shape[1],
         weight=rows.get("weight"),
+        temperature=temperature,
     )
-    write_log_probs(logits, rowmath.Partition(peak, rest.log1p_()), out)
+    write_log_probs(logits, rowmath.Partition(peak, rest.log1p_()), out, temperature=temperature)
 
 
 def _against_smoothed_index(

@@ -13,11 +13,14 @@ from service.ops.softmax import LOGITS, LOGSUMEXP, scaled
 from service.ops.spec import Buffers, Operator, Output, Rows, TemperatureOptions
 
 
-def write_log_probs(logits: Tensor, partition: rowmath.Partition, out: Buffers) -> None:
-    """Write `log_probs` and `logsumexp`, those that are wanted, from logits [rows, classes]."""
+def write_log_probs(logits: Tensor, partition: rowmath.Partition, out: Buffers, *, temperature: float = 1.0) -> None:
+    """Write `log_probs` and `logsumexp`, those that are wanted, from logits [rows, classes].
+
+    A `temperature` other than 1 is for what `native.divides`.
+    """
     if "log_probs" in out:
         if native.computes(logits):
-            native.log_softmax(logits, partition.peak, partition.log, out["log_probs"])
+            native.log_softmax(logits, partition.peak, partition.log, out["log_probs"], temperature)
         else:
             out["log_probs"].copy_((logits - partition.peak.double()).sub_(partition.log))
     if "logsumexp" in out:
@@ -26,17 +29,17 @@ def write_log_probs(logits: Tensor, partition: rowmath.Partition, out: Buffers) 
 
 def forward(rows: Rows, options: TemperatureOptions, out: Buffers) -> None:
     """Write `log_probs` and `logsumexp`."""
-    logits = scaled(rows["logits"], options.temperature)
-    computed = rowmath.distribution(logits, rowmath.scratch(logits, out.get("log_probs")))
-    write_log_probs(logits, computed.partition, out)
+    logits, temperature = scaled(rows["logits"], options.temperature)
+    computed = rowmath.distribution(logits, rowmath.scratch(logits, out.get("log_probs")), temperature=temperature)
+    write_log_probs(logits, computed.partition, out, temperature=temperature)
 
 
 def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions, out: Buffers) -> None:
     """Write the same and `grad_logits`, from the probabilities that the logarithm needs anyway."""
-    logits = scaled(rows["logits"], options.temperature)
+    logits, temperature = scaled(rows["logits"], options.temperature)
     gradient = rowmath.scratch(logits, out.get("grad_logits"))
-    computed = rowmath.distribution(logits, gradient)
-    write_log_probs(logits, computed.partition, out)
+    computed = rowmath.distribution(logits, gradient, temperature=temperature)
+    write_log_probs(logits, computed.partition, out, temperature=temperature)
     if "grad_logits" not in out:
         return
     balanced = None

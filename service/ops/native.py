@@ -29,10 +29,10 @@ class _Library(NamedTuple):
 
 
 _ARGUMENTS: tuple[list[Any], ...] = (
-    [_POINTER] * 4,
-    [_POINTER] * 3,
-    [_POINTER] * 6,
-    [_POINTER, _POINTER, ctypes.c_double, ctypes.c_double, *[_POINTER] * 6],
+    [ctypes.c_double, *[_POINTER] * 4],
+    [ctypes.c_double, *[_POINTER] * 3],
+    [ctypes.c_double, *[_POINTER] * 6],
+    [ctypes.c_double, _POINTER, _POINTER, ctypes.c_double, ctypes.c_double, *[_POINTER] * 6],
 )
 """What each of them takes after logits, rows and classes."""
 
@@ -73,12 +73,22 @@ def computes(logits: Tensor) -> bool:
     return logits.dtype in _LIBRARIES and logits.device.type == "cpu" and logits.is_contiguous()
 
 
+def divides(logits: Tensor, temperature: float) -> bool:
+    """Whether rows can be divided by a temperature on the way, without rounding the quotient to float32.
+
+    In float64 the quotient may be rounded, and of a factor beyond these bounds float32 does not hold enough.
+    """
+    return (
+        logits.dtype == torch.float32 and logits.shape[1] > SHORT and 2**-60 < temperature < 2**60 and computes(logits)
+    )
+
+
 class Rows(NamedTuple):
     """What rows come to beside their probabilities.
 
     Attributes:
         rest: S - 1, the sum of e^(z_j - m) over all classes but the largest, float64 [rows, 1].
-        peak: m, the largest logit, [rows, 1]; NaN where a NaN stands in the row beside an infinite m.
+        peak: m, the largest logit, float64 [rows, 1]; NaN where a NaN stands in the row beside an infinite m.
         top: its first place, int64 [rows, 1].
     """
 
@@ -87,24 +97,34 @@ class Rows(NamedTuple):
     top: Tensor
 
 
-def softmax(logits: Tensor, out: Tensor) -> Rows:
-    """Write the softmax of each row of `logits` [rows, classes] to `out`, contiguous, which may be `logits` itself."""
+def softmax(logits: Tensor, out: Tensor, temperature: float = 1.0) -> Rows:
+    """Write the softmax of each row of `logits` [rows, classes] to `out`, contiguous, which may be `logits` itself.
+
+    A `temperature` other than 1 is for what `divides`, here and below.
+    """
     rows, classes = logits.shape
     rest = torch.empty((rows, 1), dtype=torch.float64)
-    peak, top = torch.empty((rows, 1), dtype=logits.dtype), torch.empty((rows, 1), dtype=torch.int64)
+    peak, top = torch.empty_like(rest), torch.empty((rows, 1), dtype=torch.int64)
     _LIBRARIES[logits.dtype].softmax(
-        logits.data_ptr(), rows, classes, out.data_ptr(), rest.data_ptr(), peak.data_ptr(), top.data_ptr()
+        logits.data_ptr(),
+        rows,
+        classes,
+        1.0 / temperature,
+        out.data_ptr(),
+        rest.data_ptr(),
+        peak.data_ptr(),
+        top.data_ptr(),
     )
     return Rows(rest, peak, top)
 
 
-def log_softmax(logits: Tensor, peak: Tensor, log: Tensor, out: Tensor) -> None:
+def log_softmax(logits: Tensor, peak: Tensor, log: Tensor, out: Tensor, temperature: float = 1.0) -> None:
     """Write ln q = z - m - ln S, rounded once, to `out`, which may be `logits` itself.
 
-    `peak` is m [rows, 1] in the type of the logits, `log` is ln S, float64 [rows, 1]. All contiguous.
+    `peak` is m and `log` ln S, float64 [rows, 1]. All contiguous.
     """
     _LIBRARIES[logits.dtype].log_softmax(
-        logits.data_ptr(), *logits.shape, peak.data_ptr(), log.data_ptr(), out.data_ptr()
+        logits.data_ptr(), *logits.shape, 1.0 / temperature, peak.data_ptr(), log.data_ptr(), out.data_ptr()
     )
 
 
@@ -123,7 +143,14 @@ class Losses(NamedTuple):
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, slope: Tensor | None, loss: Tensor, grad: Tensor | None, *, parts: bool = True
+    logits: Tensor,
+    target: Tensor,
+    slope: Tensor | None,
+    loss: Tensor,
+    grad: Tensor | None,
+    *,
+    temperature: float = 1.0,
+    parts: bool = True,
 ) -> Losses:
     """Write the loss of each row, ln S + m - z_y, to `loss` (float64 [rows]), and slope (q - [j = y]) to `grad`.
 
@@ -133,11 +160,12 @@ def cross_entropy(
     rows, classes = logits.shape
     rest = peak = None
     if parts:
-        rest, peak = torch.empty((rows, 1), dtype=torch.float64), torch.empty((rows, 1), dtype=logits.dtype)
+        rest, peak = torch.empty((rows, 1), dtype=torch.float64), torch.empty((rows, 1), dtype=torch.float64)
     undefined = _LIBRARIES[logits.dtype].cross_entropy(
         logits.data_ptr(),
         rows,
         classes,
+        1.0 / temperature,
         target.data_ptr(),
         None if slope is None else slope.data_ptr(),
         loss.data_ptr(),
@@ -158,17 +186,20 @@ def cross_entropy_of_masses(
     keep: float,
     spread: float,
     weight: Tensor | None,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Write the loss of each row, and slope (T q - t) to `grad`, for rows that are not `SHORT`; return R and m.
 
     The masses are t_j = w_j (keep p_j + spread), computed in float64. `target` is p [rows, classes] in the type of the
     logits, or int64 [rows] for p_j = [j = y]; `weight` is w, float64 [classes]; the rest as in `cross_entropy`.
     """
-    rest, peak = torch.empty((len(logits), 1), dtype=torch.float64), logits.new_empty((len(logits), 1))
+    rest = torch.empty((len(logits), 1), dtype=torch.float64)
+    peak = torch.empty_like(rest)
     is_soft = target.ndim == 2
     _LIBRARIES[logits.dtype].cross_entropy_of_masses(
         logits.data_ptr(),
         *logits.shape,
+        1.0 / temperature,
         target.data_ptr() if is_soft else None,
         None if is_soft else target.data_ptr(),
         keep,

@@ -37,7 +37,7 @@ class Partition(NamedTuple):
     """What the softmax of rows is divided by, S e^m.
 
     Attributes:
-        peak: m [rows, 1]; NaN where a NaN stands in the row beside an infinite m.
+        peak: m [rows, 1], float64 or the type of the logits; NaN where a NaN stands in the row beside an infinite m.
         log: ln S as float64 [rows, 1].
     """
 
@@ -79,16 +79,17 @@ class Distribution(NamedTuple):
         return factor if self.excess is None else factor / self.excess
 
 
-def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Distribution:
+def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None, *, temperature: float = 1.0) -> Distribution:
     """Compute the softmax of each row of `logits` [rows, classes] into `out`, which may be `logits` itself.
 
-    `top`, the index of each row's largest class, is found unless given.
+    `top`, the index of each row's largest class, is found unless given. A `temperature` other than 1 is for what
+    `native.divides`.
     ln S comes from the largest probability, which is 1 / S; in a confident row it is log1p(S - 1) with S - 1 summed
     from the other classes. Source: Blanchard, Higham and Higham, *Accurately computing the log-sum-exp and softmax
     functions*, 2021, section 4.
     """
     if native.computes(logits):
-        return _compiled(logits, out)
+        return _compiled(logits, out, temperature)
     if top is None:
         top = index_of_largest(logits)
     peak = logits.gather(1, top)
@@ -111,9 +112,9 @@ def distribution(logits: Tensor, out: Tensor, top: Tensor | None = None) -> Dist
     return Distribution(probs, excess, top, Partition(peak, log_partition), confident, others)
 
 
-def _compiled(logits: Tensor, out: Tensor) -> Distribution:
+def _compiled(logits: Tensor, out: Tensor, temperature: float) -> Distribution:
     """Compute the same with S - 1 summed from the other classes in every row: ln S = log1p(S - 1)."""
-    rest, peak, top = native.softmax(logits, out)
+    rest, peak, top = native.softmax(logits, out, temperature)
     others = (rest / (rest + 1.0)).to(out.dtype)
     return Distribution(out, None, top, Partition(peak, rest.log1p_()), others < CONFIDENT, others)
 

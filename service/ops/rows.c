@@ -8,6 +8,9 @@
  * same bits on every processor, whatever the width of its vectors, provided the compiler neither reorders nor contracts
  * (-ffp-contract=off, no -ffast-math).
  *
+ * Rows that are not SHORT can be divided by a temperature on the way: `scale` is 1 / temperature, and z stands for the
+ * unrounded product everywhere above.
+ *
  * `out` may be `logits` itself. A NaN anywhere in a row, and an infinite m, make R and all of the row NaN;
  * `peak` is NaN where a NaN stands beside an infinite m.
  * `rest`, `peak` and `top` may be NULL where cross-entropy is computed and nobody asks for them.

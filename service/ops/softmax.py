@@ -8,16 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from service.ops import examples, rowmath
+from service.ops import examples, native, rowmath
 from service.ops.spec import Buffers, Input, Operator, Output, Rows, TemperatureOptions
 
 LOGITS = Input("logits", "classes", "Unnormalised log-probabilities: (C), (N, C) or (N, C, d1, ..., dk).")
 LOGSUMEXP = Output("logsumexp", "rows", "ln of the sum of e^(logits / temperature) over the classes.", default=False)
 
 
-def scaled(logits: Tensor, temperature: float) -> Tensor:
-    """Return logits / temperature; the logits themselves when there is nothing to divide."""
-    return logits if temperature == 1.0 else logits / temperature
+def scaled(logits: Tensor, temperature: float) -> tuple[Tensor, float]:
+    """Return logits / temperature and 1; the logits themselves, and what is left to divide by, where that is later."""
+    if temperature == 1.0 or native.divides(logits, temperature):
+        return logits, temperature
+    return logits / temperature, 1.0
 
 
 def forward(rows: Rows, options: TemperatureOptions, out: Buffers) -> None:
@@ -40,8 +42,9 @@ def value_and_gradient(rows: Rows, upstream: Tensor, options: TemperatureOptions
 
 
 def _compute(rows: Rows, options: TemperatureOptions, out: Buffers) -> rowmath.Distribution:
-    logits = scaled(rows["logits"], options.temperature)
-    computed = rowmath.distribution(logits, out["probs"] if "probs" in out else torch.empty_like(logits))
+    logits, temperature = scaled(rows["logits"], options.temperature)
+    probs = out["probs"] if "probs" in out else torch.empty_like(logits)
+    computed = rowmath.distribution(logits, probs, temperature=temperature)
     computed.normalized()
     if "logsumexp" in out:
         out["logsumexp"].copy_(computed.partition.logsumexp.squeeze(1))

@@ -38,7 +38,7 @@ def rows_like(classes: int, dtype: torch.dtype) -> Tensor:
     return logits.to(dtype)
 
 
-def of_masses(logits: Tensor, target: Tensor, slope: Tensor) -> list[Tensor]:
+def of_masses(logits: Tensor, target: Tensor, slope: Tensor, temperature: float) -> list[Tensor]:
     """Return what comes of each kind of masses."""
     if (classes := logits.shape[1]) <= native.SHORT:
         return []
@@ -47,9 +47,8 @@ def of_masses(logits: Tensor, target: Tensor, slope: Tensor) -> list[Tensor]:
     for masses in (target, torch.softmax(logits.nan_to_num(), 1)):
         for weights in (None, weight):
             loss, grad = torch.empty(60, dtype=torch.float64), torch.empty_like(logits)
-            found = native.cross_entropy_of_masses(
-                logits, masses, slope, loss, grad, keep=0.9, spread=0.1 / classes, weight=weights
-            )
+            fields = {"keep": 0.9, "spread": 0.1 / classes, "weight": weights, "temperature": temperature}
+            found = native.cross_entropy_of_masses(logits, masses, slope, loss, grad, **fields)
             results += [loss, grad, *found]
     return results
 
@@ -57,8 +56,9 @@ def of_masses(logits: Tensor, target: Tensor, slope: Tensor) -> list[Tensor]:
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", [1, 2, 17, 128, 129, 192, 1000, 1024, 5000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_wide_and_narrow_vectors_give_the_same_bits(
-    classes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    classes: int, dtype: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(native.__file__).parent
     variants = [name for name in ("avx512", "avx2") if (folder / f"rows-{name}.so").is_file()]
@@ -71,9 +71,9 @@ def test_wide_and_narrow_vectors_give_the_same_bits(
     for variant in variants:
         monkeypatch.setattr(native, "_LIBRARIES", native.load(folder / f"rows-{variant}.so"))
         probs, grad, loss = torch.empty_like(logits), torch.empty_like(logits), torch.empty(60, dtype=torch.float64)
-        found = native.softmax(logits, probs)
-        native.cross_entropy(logits, target, slope, loss, grad)
-        results.append([probs, *found, loss, grad, *of_masses(logits, target, slope)])
+        found = native.softmax(logits, probs, temperature)
+        native.cross_entropy(logits, target, slope, loss, grad, temperature=temperature)
+        results.append([probs, *found, loss, grad, *of_masses(logits, target, slope, temperature)])
 
     assert all(same_bits(wide, narrow) for wide, narrow in zip(*results, strict=True))
 
@@ -118,6 +118,25 @@ def test_without_the_library_torch_gives_the_same_answers(
 
     for name, expected in compiled.items():
         assert torch.allclose(by_torch[name], expected, rtol=1e-5, atol=1e-7), name
+
+
+@needs_library
+@pytest.mark.parametrize("temperature", [1e-15, 1e-10, 1e-3, 0.1, 3.0, 1e10, 1e15])
+def test_dividing_on_the_way_is_dividing_before(temperature: float) -> None:
+    logits = rows_like(1000, torch.float32)
+    logits[54], logits[54, 0], logits[55] = -3e38, 3e38, -3e38
+    fields = {"logits": logits, "temperature": temperature, "non_finite": "propagate"}
+
+    probs = ask("softmax", **fields)["probs"]
+    found = ask("log-softmax", outputs=["log_probs", "logsumexp"], **fields)
+
+    quotient = logits.double() / temperature
+    fits = ~(logits.isfinite() & (quotient.abs() > 3e38)).any(1)  # elsewhere it is infinite, as a float32
+    log_probs, logsumexp = torch.log_softmax(quotient, 1), torch.logsumexp(quotient, 1)
+    near = {"rtol": 1e-6, "atol": 1e-15, "equal_nan": True}
+    torch.testing.assert_close(probs[fits], torch.softmax(quotient, 1).float()[fits], **near)
+    torch.testing.assert_close(found["log_probs"][fits], log_probs.float()[fits], **near)
+    torch.testing.assert_close(found["logsumexp"], logsumexp.float(), **near)
 
 
 @needs_library
