@@ -26,7 +26,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-/* e^(x + low) for x <= 0 within 0.7 units in the last place, gradual underflow included; 0 for -infinity, NaN for NaN.
+/* e^(x + low) for x <= 0 within 0.9 units in the last place, gradual underflow included; 0 for -infinity, NaN for NaN.
  * Of an x so far off that the power is 0, `low` is forgotten: it may be NaN, or larger than any exponent.
  * Range reduction by Cody and Waite; the polynomial is the closest of its degree (float), Taylor's (double). */
 INLINE float exp_float(float x, float low) {
@@ -45,9 +45,7 @@ INLINE float exp_float(float x, float low) {
     p = fmaf(p, r, 0x1.5558fcp-5f);
     p = fmaf(p, r, 0x1.555490p-3f);
     p = fmaf(p, r, 0x1.fffffcp-2f);
-    float one = 1.0f + high;
-    rest += high - (one - 1.0f); /* what 1 + high has lost */
-    p = one + fmaf(p, r * r, rest);
+    p = (high + fmaf(p, r * r, rest)) + 1.0f;
     power.i = (n.i << 23) + ((127u + 64u) << 23); /* 2^(k + 64), never subnormal; only the low bits of n are left */
     return p * power.f * 0x1p-64f;
 }
