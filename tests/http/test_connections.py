@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional
 
 from service.app import create_app
+from service.http.limits import KEPT_BYTES
 from service.settings import Settings
 from service.wire import safetensors_codec
 from tests.http.calling import client_of
@@ -195,6 +196,22 @@ def test_pipelined_requests_are_answered_in_their_order(
 
     sender.join()
     assert not received
+
+
+def test_a_long_body_may_come_in_one_piece_with_the_end_of_a_chunked_one(connection: socket.socket) -> None:
+    text = b'{"logits": [[0, 0]]}'
+    path, kind = "/v1/softmax", "Content-Type: application/json"
+    long = request("POST", path, kind, body=text.ljust(KEPT_BYTES + 1))
+    hiding = request("POST", path, kind, body=text.ljust(100) + GET)
+    connection.sendall(request("POST", path, kind, CHUNKED) + b"14\r\n" + text[:5])
+    time.sleep(0.05)
+    connection.sendall(text[5:] + b"\r\n0\r\n\r\n" + long)
+    time.sleep(0.05)
+    connection.sendall(hiding + JSON)
+    received = bytearray()
+
+    assert [read_answer(connection, received=received).status for _ in range(3)] == [200, 200, 400]
+    check_json(read_answer(connection, received=received))
 
 
 @pytest.mark.parametrize("after_head", [-30, -1, 0, 1, PREFIX - 1, PREFIX, PREFIX + 1, 5000, 66_000, 10**9])
