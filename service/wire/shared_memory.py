@@ -36,7 +36,12 @@ class Region:
     key: str
     offset: int
     size: int
-    memory: memoryview
+    mapping: mmap.mmap
+
+    @property
+    def memory(self) -> memoryview:
+        """The bytes of the region; a view keeps the mapping."""
+        return memoryview(self.mapping)[self.offset : self.offset + self.size]
 
 
 class SharedMemory:
@@ -56,8 +61,7 @@ class SharedMemory:
             raise _invalid("region", "a name that is not registered yet", name)
         if len(self._regions) >= MOST_REGIONS:
             raise _invalid("region", f"one of at most {MOST_REGIONS}; unregister others first", name)
-        memory = _map(key, begin + length)[begin : begin + length]
-        self._regions[name] = Region(name, key, begin, length, memory)
+        self._regions[name] = Region(name, key, begin, length, _map(key, begin + length))
 
     def unregister(self, name: str | None = None) -> None:
         """Forget the region `name`, or all of them; what is not registered is fine, too."""
@@ -79,7 +83,8 @@ class SharedMemory:
         region = self._regions.get(place.region)
         if region is None:
             raise MalformedTensor("region", pointer="/" + tensor, name=tensor, got=clip(place.region))
-        if (usable := max(0, min(place.size, region.size - place.offset))) < needed:
+        there = region.mapping.size() - region.offset  # touching what its owner has cut off would end this process
+        if (usable := max(0, min(place.size, min(region.size, there) - place.offset))) < needed:
             raise MalformedTensor(
                 "region-bytes",
                 pointer="/" + tensor,
@@ -92,7 +97,7 @@ class SharedMemory:
         return region.memory[place.offset : place.offset + needed]
 
 
-def _map(key: str, size: int) -> memoryview:
+def _map(key: str, size: int) -> mmap.mmap:
     """Map the first `size` bytes of a shared memory object. Views keep the mapping; with the last of them it ends."""
     expected = f"the name of a shared memory object of at least {counted(size, 'byte')}, to be read and written"
     try:
@@ -103,7 +108,7 @@ def _map(key: str, size: int) -> memoryview:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size < size:
             raise _invalid("key", expected, key)
-        return memoryview(mmap.mmap(descriptor, size))
+        return mmap.mmap(descriptor, size)
     except (OSError, ValueError, OverflowError) as error:
         raise _invalid("key", expected, key) from error
     finally:

@@ -121,6 +121,15 @@ def test_inputs_and_outputs_may_lie_anywhere(client: triton.InferenceServerClien
     np.testing.assert_allclose(memory.get("float32", (ROWS, CLASSES), offset), gradient, rtol=2e-5, atol=1e-9)
 
 
+def test_a_region_whose_object_was_shortened_is_refused(client: triton.InferenceServerClient, memory: Memory) -> None:
+    client.register_system_shared_memory("r", memory.key, memory.size)
+    os.truncate(f"/dev/shm{memory.key}", LOGITS.nbytes - 1)
+
+    with pytest.raises(InferenceServerException, match="may use 1199999 bytes"):
+        client.infer("softmax", [placed("logits", LOGITS, "FP32")])
+    assert client.is_server_live()
+
+
 def test_inputs_stay_as_they_are_when_the_answer_goes_elsewhere(
     client: triton.InferenceServerClient, memory: Memory
 ) -> None:
