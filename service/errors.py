@@ -124,6 +124,7 @@ class MalformedRequest(RequestError):
         "origin": "The request comes from a page of {got}, but this service has shared memory, which is not for pages.",
         "json-bytes": "The Inference-Header-Content-Length is {got}, but must be {expected}.",
         "compression": "The body is not whole and valid {expected}, as its Content-Encoding says.",
+        "parts": "The body has more than {limit} gzip parts.",
     }
 
 

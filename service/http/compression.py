@@ -13,6 +13,9 @@ Compression = Literal["gzip", "deflate"]
 PIECE_BYTES = 1 << 20
 """Most bytes that are inflated in one go."""
 
+MOST_PARTS = 16
+"""Most parts of a gzip file: each costs time of its own, even where it holds nothing."""
+
 LEVEL = 1
 """Random mantissas hardly shrink, whatever the effort."""
 
@@ -45,9 +48,11 @@ class Inflater:
 
     def __init__(self, compression: Compression) -> None:
         self._compression = compression
+        self._parts = 0
         self._stream = self._new_stream()
 
     def _new_stream(self) -> zlib._Decompress:
+        self._parts += 1
         return zlib.decompressobj(_WINDOW_BITS[self._compression])
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
@@ -57,6 +62,8 @@ class Inflater:
             if self._stream.eof:
                 if self._compression != "gzip":
                     raise self._invalid()
+                if self._parts == MOST_PARTS:
+                    raise MalformedRequest("parts", limit=MOST_PARTS)
                 self._stream = self._new_stream()  # a gzip file may have several parts
             try:
                 piece = self._stream.decompress(chunk, PIECE_BYTES)

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from torch import Tensor
 
 from service.app import create_app
+from service.http.compression import MOST_PARTS
 from service.ops import OPERATORS
 from service.settings import Settings
 from service.tensors import DTYPES, array_of, dtype_of, tensor_from_bytes
@@ -307,6 +308,15 @@ async def test_a_gzip_body_may_have_several_parts(client: httpx.AsyncClient) -> 
     response = await client.post(SOFTMAX, content=parts, headers={"Content-Encoding": "gzip"})
 
     assert torch.allclose(inferred(response)["probs"], PROBS)
+
+
+async def test_a_gzip_body_of_many_parts_is_refused(client: httpx.AsyncClient) -> None:
+    parts = gzip.compress(b"") * MOST_PARTS + gzip.compress(json.dumps({"inputs": [LOGITS]}).encode())
+
+    response = await client.post(SOFTMAX, content=parts, headers={"Content-Encoding": "gzip"})
+
+    assert response.status_code == 400
+    check_refusal(response, code="malformed-request")
 
 
 @pytest.mark.parametrize("name", COMPRESS)
