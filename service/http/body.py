@@ -44,7 +44,9 @@ class RequestBody:
         self.received = 0
         self._is_complete = False
         self._is_too_large = False
-        self.waits_for_continue = self.headers.get(b"expect", b"").lower() == b"100-continue"
+        self.waits_for_continue = (
+            self.headers.get(b"expect", b"").lower() == b"100-continue" and scope["http_version"] != "1.0"
+        )
 
     @property
     def must_close(self) -> bool:
@@ -249,7 +251,7 @@ async def send_borrowed(send: Send, reply: Reply, headers: Iterable[tuple[bytes,
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         connection.hold_as_usual()
-    return True
+    return connection.is_answered
 
 
 async def refuse(send: Send, reply: Reply, body: RequestBody) -> None:
@@ -258,9 +260,10 @@ async def refuse(send: Send, reply: Reply, body: RequestBody) -> None:
     Some of the body is still read in between: a connection closed on a caller who is still sending is reset, and the
     reset can overtake the answer. A caller who is to come again soon keeps his connection.
     """
-    if not body.must_close or (reply.status == SERVICE_UNAVAILABLE and body.can_be_skipped and not _closes(reply)):
+    returns_soon = reply.status == SERVICE_UNAVAILABLE and body.can_be_skipped and not _closes(reply)
+    if returns_soon or not body.must_close:
         if body.connection is not None and body.declared is not None:
-            body.connection.skip(body.declared)
+            body.connection.skip(body.declared, is_patient=returns_soon)
         await send_reply(send, reply)
         return
     closing = [] if _closes(reply) else [(b"connection", b"close")]

@@ -28,6 +28,7 @@ class ParsingLender(Lender, Protocol):
     """The HTTP protocol, which has parsed the beginning of a body."""
 
     is_drained: bool
+    is_patient: bool
     most_skipped_bytes: int
     tasks: set[asyncio.Task[None]]
 
@@ -89,9 +90,13 @@ class Connection:
         self.failure = self._receiver = self.note = None
         self._on_disconnect.clear()
 
-    def skip(self, size: int) -> None:
-        """Let so much of the body be thrown away after the answer, so that the connection stays open."""
+    def skip(self, size: int, *, is_patient: bool) -> None:
+        """Let so much of the body be thrown away after the answer, so that the connection stays open.
+
+        `is_patient` says whether it may take as long as a body that is wanted.
+        """
         self._protocol.most_skipped_bytes = max(self._protocol.most_skipped_bytes, size)
+        self._protocol.is_patient = is_patient
 
     @property
     def has_company(self) -> bool:
@@ -153,6 +158,11 @@ class Connection:
     def is_receiving(self) -> bool:
         """Whether a body is on its way that the parser does not see."""
         return self._receiver is not None and self._receiver.remaining > 0 and self.failure is None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the whole answer has been handed over, and to somebody who was still there."""
+        return self.cycle.response_complete and not self.cycle.disconnected
 
     def check_open(self) -> None:
         """Raise ClientDisconnectedError when nothing can be sent any more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -27,6 +28,9 @@ from service.http.timed import TimedProtocol
 logger = logging.getLogger("service")
 
 END_OF_HEAD = b"\r\n\r\n"
+
+END_OF_AUTHORITY = re.compile(rb"[/?]")
+"""What follows the host in a whole URL."""
 
 CHUNKS_BYTES = 1 << 10
 """A chunked body is parsed in parts of at least this size."""
@@ -145,7 +149,6 @@ class GuardedProtocol(TimedProtocol):
         self._unfinished = 0
         self.on_body(piece)
         if not self._left:
-            self._is_unparsed = False
             self.on_message_complete()
             self._renew_parser()
 
@@ -254,6 +257,7 @@ class GuardedProtocol(TimedProtocol):
         self._is_in_head, self._is_in_body = False, True
         self._watch.idle.pop(self, None)
         self._body_pace = None
+        self.most_skipped_bytes, self.is_patient = DRAIN_BYTES, False
         super().on_headers_complete()
         connection.cycle = self.cycle
         self._is_upgrade = self.parser.should_upgrade() and bool(self._left or self._transfer_encoding)
@@ -265,16 +269,27 @@ class GuardedProtocol(TimedProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._stop(MalformedRequest("version", got=version))
+        if version == "1.0":
+            self.expect_100_continue = False
         if self.parser.get_method() == b"CONNECT":
             self._stop(MalformedRequest("connect"))
         if b"#" in self.url:
             self._stop(MalformedRequest("target"))
+        if not self.url.startswith((b"/", b"*")):
+            self._take_host_from_target()
         if self._transfer_encoding is not None and (
             self._transfer_encoding.lower().strip(b" \t") != b"chunked" or version == "1.0"
         ):
             self._stop(MalformedRequest("transfer-encoding"))
         if self.parser.should_upgrade() and self._get_upgrade() == b"websocket":
             self._stop(MalformedRequest("websocket"))
+
+    def _take_host_from_target(self) -> None:
+        """Let the host of a whole URL count in place of the header's (RFC 9112, 3.2.2)."""
+        host = END_OF_AUTHORITY.split(self.url.partition(b"://")[2], 1)[0]
+        for place, (name, _) in enumerate(self.headers):
+            if name == b"host":
+                self.headers[place] = (name, host)
 
     def on_chunk_header(self) -> None:
         """Expect a piece of the body or, after the last, a trailer."""
@@ -325,7 +340,7 @@ class GuardedProtocol(TimedProtocol):
         """End a request."""
         if self._is_upgrade:  # its body is still to come
             return
-        self._is_in_body = self._is_in_trailer = False
+        self._is_in_body = self._is_in_trailer = self._is_unparsed = False
         self._since = self._watch.now
         super().on_message_complete()
 

@@ -146,7 +146,8 @@ class Permit:
         await self.memory.grow_to(self._wanted, self.deadline)
 
     async def cover(self, received: int) -> None:
-        """Have memory for a body that has grown to so many bytes without saying how long it will be."""
+        """Have memory for a body that has grown to so many bytes without saying how long it will be, and the time."""
+        self.deadline.check()
         while self.memory.size < received:
             await self.memory.grow_to(self.memory.size + STEP_BYTES, self.deadline)
 

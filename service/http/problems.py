@@ -116,8 +116,13 @@ def problem(error: RequestError, request_id: str) -> Reply:
 
 def refusal(error: RequestError, scope: Scope) -> Reply:
     """Return the answer that tells the caller of a request what is wrong, as the path's protocol has it."""
-    if not is_open_inference(scope):
-        return problem(error, request_id_of(scope))
+    return refusal_at(path_of(scope), error, request_id_of(scope))
+
+
+def refusal_at(path: str, error: RequestError, request_id: str) -> Reply:
+    """Return the same for a request of which no more than the path may be known."""
+    if not _is_open_inference(path):
+        return problem(error, request_id)
     body = orjson.dumps({"error": error.detail, "code": error.code})
     status = status_of(type(error), error.sentence)
     return Reply(status, "application/json", [body], _headers_of(error, OPEN_INFERENCE_HEADERS))
@@ -125,7 +130,10 @@ def refusal(error: RequestError, scope: Scope) -> Reply:
 
 def is_open_inference(scope: Scope) -> bool:
     """Return whether a request is below `/v2`, where the Open Inference Protocol is spoken."""
-    path = path_of(scope)
+    return _is_open_inference(path_of(scope))
+
+
+def _is_open_inference(path: str) -> bool:
     return path == "/v2" or path.startswith("/v2/")
 
 

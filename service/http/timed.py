@@ -20,7 +20,7 @@ from service.http.exchange import Exchange, request_id_in
 from service.http.flow import GuardedFlow, LastingTransport
 from service.http.limits import DRAIN_BYTES, DRAIN_SECONDS, Limits, Pace
 from service.http.logs import log_request
-from service.http.problems import problem
+from service.http.problems import refusal_at
 from service.http.receiver import BodyReceiver, ClientDisconnectedError, Inlet, Lender
 from service.http.watch import watch_of
 
@@ -47,6 +47,8 @@ class TimedProtocol(HttpToolsProtocol):
     _thrown_away = 0
     most_skipped_bytes = DRAIN_BYTES
     """How much of a body is thrown away after its answer, before the connection is closed on it."""
+    is_patient = False
+    """Whether that may take as long as a body that is wanted."""
     _answered: Connection | None = None
     """The request being answered: with pipelining it is not always the one read last."""
     _answers = 0
@@ -155,7 +157,8 @@ class TimedProtocol(HttpToolsProtocol):
     def _say(self, error: RequestError) -> None:
         """Refuse what was no request, and end the connection."""
         exchange = Exchange(request_id_in(self.headers or ()), code=error.code)
-        reply = problem(error, exchange.request_id)
+        path = getattr(self, "url", b"").partition(b"?")[0].decode("latin-1")
+        reply = refusal_at(path.removeprefix(self.root_path), error, exchange.request_id)
         body = b"".join(reply.pieces)
         exchange.status, exchange.sent = reply.status, len(body)
         head = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nconnection: close\r\n\r\n" % (
@@ -232,7 +235,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def _look_at_body(self, seconds: float, waited: float) -> None:
         limits = self._watch.limits
-        if self.cycle.response_complete:
+        if self.cycle.response_complete and not self.is_patient:
             if waited >= DRAIN_SECONDS:
                 self._is_over = True
                 self.close_now()

@@ -305,7 +305,7 @@ VECTORS: list[Vector] = [
         Vector(f"start {start!r}", get(start=start), (status,), code)
         for start, status, code in (
             ("GET http://localhost/health/live HTTP/1.1", 200, None),
-            ("GET http://other/v1/softmax HTTP/1.1", 405, "method-not-allowed"),
+            ("GET http://[::1]:80/v1/softmax HTTP/1.1", 405, "method-not-allowed"),
             ("GET /health/live?x=1 HTTP/1.1", 200, None),
             ("GET /health/live HTTP/1.0", 200, None),
             ("GET /% HTTP/1.1", 404, "not-found"),
@@ -383,7 +383,15 @@ VECTORS: list[Vector] = [
     Vector("chunks, then another", post(CHUNKED, body=CHUNKS) + GOOD, (200, 200)),
     Vector("twenty in a row", GOOD * 20, (200,) * 20),
     Vector("the last word of a caller", get("Connection: close") + GOOD, (200,)),
+    Vector("HTTP/1.0 waits for no word", post("Expect: 100-continue", LENGTH, start=f"POST {PATH} HTTP/1.0"), (200,)),
     Vector("HTTP/1.0 is one request", get(start="GET /health/live HTTP/1.0") + GOOD, (200,)),
+    Vector(
+        "the host of a whole URL counts, not the header's",
+        get(start="GET http://other/health/live HTTP/1.1"),
+        (421,),
+        "malformed-request",
+        is_request=True,
+    ),
     _bad("good, then bad", GOOD + b"nonsense\r\n\r\n", 200),
     _bad("three good, then bad", post(LENGTH) * 3 + post("Content-Length: -1"), 200, 200, 200),
     _bad("a body longer than said", post("Content-Length: 18", body=BODY + b"}"), 200),

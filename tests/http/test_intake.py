@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -21,6 +21,7 @@ from service.http.intake import (
     Intake,
     Passage,
 )
+from service.http.limits import DRAIN_SECONDS
 from tests.support.binary import cross_entropy_request
 from tests.support.raw_http import Listening, as_problem, listening, read_answer
 
@@ -196,16 +197,43 @@ def read_interim(connection: socket.socket) -> bytes:
     return received
 
 
-def test_who_asks_first_is_refused_without_a_byte_of_the_body() -> None:
-    with listening("tcp", "--device=cpu", "--queue-seconds=0.001", "--log-level=error") as busy, ExitStack() as stack:
+@pytest.fixture(scope="module")
+def busy() -> Iterator[Listening]:
+    with listening("tcp", "--device=cpu", "--queue-seconds=0.001", "--log-level=error") as running:
+        yield running
+
+
+@contextmanager
+def all_turns_taken(service: Listening) -> Iterator[None]:
+    """Ask, and send nothing: for a moment that takes a turn."""
+    with ExitStack() as stack:
         for _ in range(TURNS):
-            first = stack.enter_context(busy.connect())
-            first.sendall(ASKING)
-            read_interim(first)
-        with busy.connect() as connection:
+            connection = stack.enter_context(service.connect())
             connection.sendall(ASKING)
-            answer = read_answer(connection)
+            read_interim(connection)
+        yield
+
+
+def test_who_asks_first_is_refused_without_a_byte_of_the_body(busy: Listening) -> None:
+    with all_turns_taken(busy), busy.connect() as connection:
+        connection.sendall(ASKING)
+        answer = read_answer(connection)
 
     assert as_problem(answer) == (503, "memory-budget")
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.headers["connection"] == "close"
+
+
+def test_who_is_to_come_again_may_send_to_the_end_however_long_that_takes(busy: Listening) -> None:
+    with busy.connect() as connection:
+        with all_turns_taken(busy):
+            connection.sendall(HEAD + b"\r\n\r\n")
+            received = bytearray()
+            assert as_problem(read_answer(connection, received=received)) == (503, "memory-budget")
+        pieces = 6
+        for piece in range(pieces):
+            connection.sendall(BODY[len(BODY) * piece // pieces : len(BODY) * (piece + 1) // pieces])
+            time.sleep(2 * DRAIN_SECONDS / pieces)
+        connection.sendall(LARGE)
+
+        assert read_answer(connection, received=received).status == 200

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.http.calling import check_problem
+from tests.support.raw_http import request
 from tests.support.running import RunningService, running_service
 
 PATIENCE_SECONDS = 30.0
@@ -162,7 +163,7 @@ def test_what_is_not_http_is_refused_and_the_connection_closes(
         assert read_answer(another)[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/%", "/%zz", "/v1/%ff%fe", "*", "http://other/v1/softmax", "/\xff"])
+@pytest.mark.parametrize("path", ["/%", "/%zz", "/v1/%ff%fe", "*", "http://localhost/v1/softmax", "/\xff"])
 def test_a_strange_target_is_no_reason_to_fail(connection: socket.socket, path: str) -> None:
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1"))
 
@@ -187,3 +188,19 @@ def test_a_refusal_over_the_network_is_the_same_problem(service: RunningService)
     response = httpx.post(service.address + "/v1/softmax", json={"logits": [1, "x"]})
 
     assert check_problem(response, code="dtype-mismatch")["pointer"] == "/logits/1"
+
+
+OPEN_INFERENCE = {
+    414: b"GET /v2?" + b"a" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    431: request("GET", "/v2/models/softmax", *["X: 1"] * 70),
+    400: request("POST", "/v2/models/softmax/infer", "Content-Length: 2", "Transfer-Encoding: chunked"),
+}
+
+
+@pytest.mark.parametrize("status", OPEN_INFERENCE)
+def test_what_the_protocol_refuses_below_v2_is_said_as_there(connection: socket.socket, status: int) -> None:
+    connection.sendall(OPEN_INFERENCE[status])
+    answered, headers, body = read_answer(connection)
+
+    assert (answered, headers["content-type"]) == (status, "application/json")
+    assert json.loads(body).keys() == {"error", "code"}
