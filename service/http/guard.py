@@ -223,9 +223,9 @@ class GuardedProtocol(TimedProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Take a piece of the target."""
-        if len(self.url) + len(url) > URL_BYTES:
-            self._stop(UriTooLong("target", limit=URL_BYTES))
         self.url += url
+        if len(self.url) > URL_BYTES:
+            self._stop(UriTooLong("target", limit=URL_BYTES))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a field of the header; those of a trailer are counted and forgotten."""
