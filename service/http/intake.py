@@ -1,14 +1,17 @@
-"""Whose turn it is to have a large body received: a few at once, and the rest wait unread.
+"""Whose turn it is to have a large body received, while the event loop has more to receive than it can.
 
-Were all received together, all would be late. So a few bodies have a turn each, the others follow in the order of their
-coming, and who would have to wait too long is told so before any of his body is read. Whose bytes come slowly keeps
-nobody waiting: such a body is received beside those that have a turn.
+Were all received together then, all would be late. So a few bodies have a turn each, the others follow in the order of
+their coming, and who would have to wait too long is told so before any of his body is read. As long as the loop has
+time to spare, it is the network that everybody waits for, and nobody has to wait for a turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 
 from service.engine.admission import Deadline, retry_seconds
 from service.errors import MemoryBudget
@@ -23,13 +26,19 @@ START_BYTES_PER_SECOND = 2e9
 """How fast bodies come in until that has been seen."""
 
 LEARNT_SECONDS = 1.0
-"""How far back the speed is looked at, in seconds in which all turns were taken."""
+"""How far back the speed is looked at, in seconds in which the loop was busy."""
 
-SLOW_BYTES_PER_SECOND = 64e6
-"""Whoever sends more slowly needs no turn."""
+SLOW_BYTES_PER_SECOND = 16e6
+"""Whoever sends more slowly needs no turn, and takes no time from others that would count."""
 
-LOOK_SECONDS = 0.02
-"""How often those who have a turn are looked at, while all turns are taken."""
+LOOK_SECONDS = 0.05
+"""How often a look is taken at what comes in."""
+
+BUSY = 0.8
+"""From this part of its time on the event loop counts as busy."""
+
+_SCHEDULED = Path("/proc/thread-self/schedstat")
+"""Where Linux tells how long the calling thread has run, and how long it would have, had a processor been free: ns."""
 
 
 class Passage:
@@ -40,29 +49,35 @@ class Passage:
         received: bytes that have come.
     """
 
-    __slots__ = ("given", "received", "seen", "since", "size")
+    __slots__ = ("let_in", "received", "seen", "since", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.received = self.seen = 0
-        self.since = 0.0
-        self.given: asyncio.Future[None] | None = None
+        self.since = time.perf_counter()
+        self.let_in: asyncio.Future[None] | None = None
+        """Done when a body that has to wait may come."""
 
 
 class Intake:
     """The large bodies on their way to one event loop."""
 
-    def __init__(self, most_seconds: float) -> None:
-        """Let nobody in who would have to wait for longer."""
+    def __init__(self, most_seconds: float, work_seconds: Callable[[], float] | None = None) -> None:
+        """Let nobody in who would have to wait for longer.
+
+        `work_seconds()` says for how long the event loop has had something to do.
+        """
         self._most_seconds = most_seconds
+        self._work_seconds = work_seconds or thread_seconds
         self._passages: set[Passage] = set()
+        """All but those that come slowly."""
         self._having_turns: set[Passage] = set()
         self._waiting: deque[Passage] = deque()
+        self._is_busy = True
+        """Whether the event loop has no time to spare, as far as is known."""
         self._seconds, self._bytes = LEARNT_SECONDS / 10, START_BYTES_PER_SECOND * LEARNT_SECONDS / 10
-        self._full_since: float | None = None
-        """Since when all turns are taken, of what has not been learnt from."""
         self._came = 0
-        """Bytes that have come since."""
+        self._looked = self._worked = 0.0
         self._next_look: asyncio.TimerHandle | None = None
 
     def enter(self, size: int) -> Passage:
@@ -73,9 +88,11 @@ class Intake:
         passage = Passage(size)
         if len(self._passages) >= TURNS:
             left = size + sum(other.size - other.received for other in self._passages)
-            if (seconds := left * self._seconds / self._bytes) > self._most_seconds:
+            if self._is_busy and (seconds := left * self._seconds / self._bytes) > self._most_seconds:
                 raise self._refusal(seconds)
         self._passages.add(passage)
+        if self._next_look is None and len(self._passages) >= TURNS:
+            self._look_later(asyncio.get_running_loop())
         return passage
 
     def _refusal(self, seconds: float) -> MemoryBudget:
@@ -83,14 +100,14 @@ class Intake:
 
     async def take_turn(self, passage: Passage, deadline: Deadline) -> None:
         """Wait for a turn; raises MemoryBudget when none comes in time, DeadlineExceeded when that is past."""
-        if len(self._having_turns) < TURNS and not self._waiting:
+        if not self._is_busy or len(self._having_turns) < TURNS:
             self._give_turn(passage)
             return
-        passage.given = asyncio.get_running_loop().create_future()
+        passage.let_in = asyncio.get_running_loop().create_future()
         self._waiting.append(passage)
         try:
             async with asyncio.timeout(max(0.0, min(self._most_seconds, deadline.left))):
-                await passage.given
+                await passage.let_in
         except TimeoutError:
             deadline.check()
             raise self._refusal(self._most_seconds) from None
@@ -103,55 +120,59 @@ class Intake:
     def leave(self, passage: Passage) -> None:
         """Take note that a body has come, or will not."""
         self._passages.discard(passage)
+        self._having_turns.discard(passage)
         if passage in self._waiting:
             self._waiting.remove(passage)
-        if passage in self._having_turns:
-            self._learn()
-            self._having_turns.discard(passage)
-            self._hand_on()
+        self._hand_on()
 
     def _give_turn(self, passage: Passage) -> None:
-        loop = asyncio.get_running_loop()
-        passage.since, passage.seen = loop.time(), passage.received
+        passage.since, passage.seen = time.perf_counter(), passage.received
         self._having_turns.add(passage)
-        if len(self._having_turns) == TURNS:
-            self._full_since, self._came = passage.since, 0
-            if self._next_look is None:
-                self._next_look = loop.call_later(LOOK_SECONDS, self._look, loop)
 
     def _hand_on(self) -> None:
-        while self._waiting and len(self._having_turns) < TURNS:
+        """Let those in whose turn it is; when the loop has time to spare, everybody."""
+        while self._waiting and (not self._is_busy or len(self._having_turns) < TURNS):
             passage = self._waiting.popleft()
-            if passage.given is not None and not passage.given.done():
-                passage.given.set_result(None)
+            if passage.let_in is not None and not passage.let_in.done():
+                passage.let_in.set_result(None)
                 self._give_turn(passage)
 
-    def _learn(self) -> None:
-        """Learn how fast bodies come in, from the time in which all turns were taken."""
-        if self._full_since is None:
-            return
-        self._seconds += asyncio.get_running_loop().time() - self._full_since
-        self._bytes += self._came
-        if self._seconds > LEARNT_SECONDS:
-            self._seconds, self._bytes = self._seconds / 2, self._bytes / 2
-        self._full_since = None
+    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._looked, self._worked, self._came = time.perf_counter(), self._work_seconds(), 0
+        self._next_look = loop.call_later(LOOK_SECONDS, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the turn from those whose bytes come slowly."""
-        now = loop.time()
-        self._next_look = None
-        if slow := {passage for passage in self._having_turns if self._is_slow(passage, now)}:
-            self._full_since = None
-            self._having_turns -= slow
-            self._passages -= slow
-            self._hand_on()
-        if self._next_look is None and len(self._having_turns) == TURNS:
-            self._next_look = loop.call_later(LOOK_SECONDS, self._look, loop)
+        """See whether the loop was busy and how fast bodies came in, and take the turn from those who are slow."""
+        now = time.perf_counter()
+        seconds = now - self._looked
+        self._is_busy = self._work_seconds() - self._worked >= BUSY * seconds
+        waiting = set(self._waiting)
+        slow = {each for each in self._passages if each not in waiting and _is_slow(each, now)}
+        self._passages -= slow
+        self._having_turns -= slow
+        if self._is_busy:
+            self._seconds, self._bytes = self._seconds + seconds, self._bytes + self._came
+            if self._seconds > LEARNT_SECONDS:
+                self._seconds, self._bytes = self._seconds / 2, self._bytes / 2
+        self._hand_on()
+        if len(self._passages) < TURNS:
+            self._is_busy, self._next_look = True, None
+        else:
+            self._look_later(loop)
 
-    @staticmethod
-    def _is_slow(passage: Passage, now: float) -> bool:
-        """Return whether bytes have come slowly since the last look that came late enough to tell."""
-        if (seconds := now - passage.since) < LOOK_SECONDS / 2:
-            return False
-        came, passage.since, passage.seen = passage.received - passage.seen, now, passage.received
-        return came < SLOW_BYTES_PER_SECOND * seconds
+
+def _is_slow(passage: Passage, now: float) -> bool:
+    """Return whether bytes have come slowly since the last look that came late enough to tell."""
+    if (seconds := now - passage.since) < LOOK_SECONDS / 2:
+        return False
+    came, passage.since, passage.seen = passage.received - passage.seen, now, passage.received
+    return came < SLOW_BYTES_PER_SECOND * seconds
+
+
+def thread_seconds() -> float:
+    """Return for how long the calling thread has had something to do."""
+    try:
+        ran, waited, _ = _SCHEDULED.read_text().split()
+    except (OSError, ValueError):
+        return time.thread_time()
+    return (int(ran) + int(waited)) / 1e9

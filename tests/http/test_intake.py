@@ -20,13 +20,19 @@ from service.http.intake import (
     TURNS,
     Intake,
     Passage,
+    thread_seconds,
 )
 from service.http.limits import DRAIN_SECONDS
 from tests.support.binary import cross_entropy_request
 from tests.support.raw_http import Listening, as_problem, listening, read_answer
 
 MB = 1 << 20
-SLOW_LOOKS = 10 * LOOK_SECONDS
+SOME_LOOKS = 4 * LOOK_SECONDS
+
+
+def busy_intake(most_seconds: float) -> Intake:
+    """Return one whose event loop has no time to spare."""
+    return Intake(most_seconds, time.perf_counter)
 
 
 async def turn(intake: Intake, size: int = MB, deadline: Deadline = NO_DEADLINE) -> Passage:
@@ -51,7 +57,7 @@ async def send(intake: Intake, passage: Passage, rate: float) -> None:
 
 @pytest.mark.anyio
 async def test_the_next_gets_a_turn_when_one_ends_in_the_order_of_coming() -> None:
-    intake = Intake(60.0)
+    intake = busy_intake(60.0)
     having = [await turn(intake) for _ in range(TURNS)]
     order: list[int] = []
 
@@ -71,7 +77,7 @@ async def test_the_next_gets_a_turn_when_one_ends_in_the_order_of_coming() -> No
 
 @pytest.mark.anyio
 async def test_who_would_wait_too_long_is_refused_at_once_and_the_first_never() -> None:
-    intake = Intake(1.0)
+    intake = busy_intake(1.0)
     second = int(START_BYTES_PER_SECOND)
     having = [await turn(intake, 10 * second) for _ in range(TURNS)]
 
@@ -86,12 +92,12 @@ async def test_who_would_wait_too_long_is_refused_at_once_and_the_first_never() 
 
 @pytest.mark.anyio
 async def test_whoever_sends_slowly_loses_his_turn_and_does_not_count() -> None:
-    intake = Intake(60.0)
+    intake = busy_intake(60.0)
     silent = await turn(intake, 100 * MB)
     slow = await turn(intake, 100 * MB)
     sending = asyncio.create_task(send(intake, slow, SLOW_BYTES_PER_SECOND / 4))
 
-    async with asyncio.timeout(SLOW_LOOKS * 10):
+    async with asyncio.timeout(SOME_LOOKS * 10):
         fast = [await turn(intake) for _ in range(TURNS)]
     sending.cancel()
 
@@ -102,9 +108,9 @@ async def test_whoever_sends_slowly_loses_his_turn_and_does_not_count() -> None:
 
 @pytest.mark.anyio
 async def test_whoever_sends_fast_keeps_his_turn() -> None:
-    intake = Intake(60.0)
+    intake = busy_intake(60.0)
     rate = 4 * SLOW_BYTES_PER_SECOND
-    having = [await turn(intake, int(rate * SLOW_LOOKS)) for _ in range(TURNS)]
+    having = [await turn(intake, int(rate * SOME_LOOKS)) for _ in range(TURNS)]
     waiting = asyncio.create_task(turn(intake))
 
     await asyncio.gather(*(send(intake, passage, rate) for passage in having))
@@ -117,7 +123,7 @@ async def test_whoever_sends_fast_keeps_his_turn() -> None:
 
 @pytest.mark.anyio
 async def test_the_wait_is_reckoned_from_how_fast_bodies_came() -> None:
-    intake = Intake(1.0)
+    intake = busy_intake(1.0)
     rate = START_BYTES_PER_SECOND / 10  # each: one after the other they are as fast as that
     size = int(START_BYTES_PER_SECOND * 0.3)
     for _ in range(3):
@@ -133,7 +139,7 @@ async def test_the_wait_is_reckoned_from_how_fast_bodies_came() -> None:
 
 @pytest.mark.anyio
 async def test_nobody_waits_longer_than_that_nor_past_his_deadline() -> None:
-    intake = Intake(0.1)
+    intake = busy_intake(0.1)
     having = [await turn(intake, 50 * MB) for _ in range(TURNS)]
     sending = [asyncio.create_task(send(intake, passage, 4 * SLOW_BYTES_PER_SECOND)) for passage in having]
     with pytest.raises(MemoryBudget):
@@ -149,7 +155,7 @@ async def test_nobody_waits_longer_than_that_nor_past_his_deadline() -> None:
 
 @pytest.mark.anyio
 async def test_who_leaves_while_he_waits_is_passed_over() -> None:
-    intake = Intake(60.0)
+    intake = busy_intake(60.0)
     having = [await turn(intake) for _ in range(TURNS)]
     gone, staying = asyncio.create_task(turn(intake)), asyncio.create_task(turn(intake))
     await asyncio.sleep(0)
@@ -158,6 +164,34 @@ async def test_who_leaves_while_he_waits_is_passed_over() -> None:
     intake.leave(having[0])
 
     intake.leave(await staying)
+
+
+@pytest.mark.anyio
+async def test_nobody_waits_for_a_loop_that_has_time_to_spare() -> None:
+    intake = Intake(1.0, lambda: 0.0)
+    second = int(START_BYTES_PER_SECOND)
+    having = [await turn(intake, second // 10) for _ in range(TURNS)]
+    waiting = [asyncio.create_task(turn(intake, MB)) for _ in range(3)]
+    sending = [asyncio.create_task(send(intake, passage, 4 * SLOW_BYTES_PER_SECOND)) for passage in having]
+
+    async with asyncio.timeout(10 * LOOK_SECONDS):
+        having += await asyncio.gather(*waiting)
+
+    for passage in having + [intake.enter(second) for _ in range(3)]:
+        intake.leave(passage)
+    for task in sending:
+        task.cancel()
+
+
+def test_how_long_a_thread_had_something_to_do_is_known() -> None:
+    started, before = time.perf_counter(), thread_seconds()
+    while time.perf_counter() < started + 0.2:
+        pass
+    busy = thread_seconds() - before
+    time.sleep(0.2)
+
+    assert 0.1 < busy < 0.3
+    assert thread_seconds() - before - busy < 0.1
 
 
 @pytest.fixture(scope="module")
