@@ -20,11 +20,15 @@ from typing import Protocol
 
 import numpy as np
 from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
     REGISTRY,
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -44,6 +48,10 @@ ANSWERED, REFUSED = "answered", "refused"
 """Parts of the seconds of an operator that are whole requests."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every first one, of no use here
+
+for _collector in (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR):
+    REGISTRY.unregister(_collector)  # what the library counts unasked, by names of its own
+ProcessCollector(namespace="loss")
 
 MOST_NOTED = 256
 """So many requests are counted at once, at most."""

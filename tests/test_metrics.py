@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import MANY, ManyHistogram
+from service.metrics import MANY, ManyHistogram, exposition
 
 
 @pytest.mark.parametrize("count", [1, MANY - 1, MANY, 100])
@@ -25,3 +26,12 @@ def test_many_numbers_at_once_count_like_one_after_the_other(count: int) -> None
     )
     assert first == second
     assert first["_count",] == count
+
+
+def test_the_name_of_every_sample_starts_with_loss() -> None:
+    names = [
+        sample.name for family in text_string_to_metric_families(exposition().decode()) for sample in family.samples
+    ]
+
+    assert "loss_process_resident_memory_bytes" in names
+    assert [name for name in names if not name.startswith("loss_")] == []
