@@ -17,7 +17,7 @@ from service.http.exchange import path_of
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/explore", "/problems", "/health/live", "/health/ready"})
 """Paths that need no key."""
 
-OPEN_FOLDERS = ("/docs/", "/explore/", "/problems/")
+OPEN_FOLDERS = ("/docs/", "/explore/", "/problems/", "/health/")
 """What lies directly below these needs none either."""
 
 SHORTEST_KEY, LONGEST_KEY = 16, 256

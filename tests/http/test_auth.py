@@ -172,7 +172,7 @@ def test_the_routes_below_are_all_that_are_closed(closed: FastAPI) -> None:
 async def test_nothing_below_v2_is_open(closed: FastAPI) -> None:
     paths = [path for path in closed.openapi()["paths"] if path.startswith("/v2")]
 
-    for path in ("/v2/nothing", *(path.replace("{model_name}", "softmax") for path in paths)):
+    for path in ("/v2/nothing", "/v2/health/nothing", *(path.replace("{model_name}", "softmax") for path in paths)):
         for method in ("GET", "POST"):
             assert await status_of(closed, scope_of(path, method)) == 401, path
 
@@ -220,9 +220,9 @@ async def test_pages_and_probes_need_no_key(stranger: httpx.AsyncClient, path: s
 
 @anyio
 async def test_what_is_open_but_not_there_is_not_found(stranger: httpx.AsyncClient) -> None:
-    for path in ("/docs/nothing", "/problems/nothing", "/explore/nothing"):
+    for path in ("/docs/nothing", "/problems/nothing", "/explore/nothing", "/health/nothing"):
         check_problem(await stranger.get(path), code="not-found")
-    for path in ("/docs/a/b", "/problems/a/b", "/explore/a/b", "/health/nothing", "/docsearch", "/nothing"):
+    for path in ("/docs/a/b", "/problems/a/b", "/explore/a/b", "/health/a/b", "/docsearch", "/nothing"):
         check_problem(await stranger.get(path), code="unauthorized")
 
 
