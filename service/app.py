@@ -127,7 +127,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     app.router.routes.extend(page_routes(has_keys=settings.api_keys is not None))
     app.router.routes.extend(explorer_routes(has_keys=settings.api_keys is not None))
     install_handlers(app, operators)
-    install_openapi(app, operators, has_keys=settings.api_keys is not None, has_shared_memory=settings.shared_memory)
+    install_openapi(app, operators, settings)
     app.add_middleware(
         Envelope,
         state=state,

@@ -98,7 +98,7 @@ def _or_null(declared: Schema) -> Schema:
     """Return pydantic's schema of an option that may be null as one type, as readers expect it: no `anyOf`."""
     if "anyOf" not in declared:
         return declared
-    schema = {key: value for key, value in declared.items() if key not in ("anyOf", "default")}
+    schema = {key: value for key, value in declared.items() if key != "anyOf"}
     (stated,) = (choice for choice in declared["anyOf"] if choice.get("type") != "null")
     return {**stated, "type": [stated["type"], "null"], **schema}
 

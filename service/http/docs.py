@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
@@ -17,9 +17,11 @@ from service import describe
 from service.errors import ERRORS, NotFound, RequestError
 from service.http import oip_docs
 from service.http.auth import OPEN_PATHS
+from service.http.envelope import ALWAYS_ANSWERED
 from service.http.permits import LONGEST_TIMEOUT_MS, TIMEOUT_HEADER
 from service.http.problems import PROBLEM_MEDIA_TYPE, STATUS, status_of, statuses_of
 from service.ops.spec import Operator
+from service.settings import Settings
 from service.tensors import DTYPES, MAX_RANK
 from service.wire import json_codec, oip_codec, safetensors_codec
 
@@ -41,10 +43,13 @@ the format of the request unless `Accept` asks for the other (RFC 9110, 12.5.1: 
 format of the request, and `;q=` says what is liked better).
 
 **Other clients.** Below `/v2` the same operators speak the Open Inference Protocol, so that clients of Triton and
-KServe work unchanged.
+KServe work unchanged. There, every path of a model also exists with `/versions/1` after the model's name, and means the
+same.
 
 **Errors** are `application/problem+json` (RFC 9457). Each says in `detail` what is wrong, in `pointer` where, and in
 `expected` and `got` what was wanted and what came; `type` is the address of a page that says how to mend the request.
+A path that does not exist is answered with 404 `not-found`, and a method that a path does not take with 405
+`method-not-allowed`.
 
 **To look at.** The [explorer](explore) shows a request as sliders, bars and arrows, and hands it over as a program.
 
@@ -58,7 +63,8 @@ how many seconds to send it again; requests have no side effects. A caller who l
 """
 
 KEYS_DESCRIPTION = """
-**API keys.** Operators, `/v1/operators`, `/v1/limits` and `/metrics` need the header `Authorization: Bearer KEY`.
+**API keys.** Operators, `/v1/operators`, `/v1/limits`, `/metrics` and everything below `/v2` need the header
+`Authorization: Bearer KEY`.
 """
 
 ABOUT = "About the service"
@@ -139,15 +145,30 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "Seconds after which the request may be sent again.",
         "schema": {"type": "integer", "minimum": 0},
     },
+    "Allow": {"description": "The methods that the path takes.", "schema": {"type": "string"}},
     "WWW-Authenticate": {"description": "How to authenticate: `Bearer`.", "schema": {"type": "string"}},
 }
 """Headers of answers, by name; the document refers to them."""
 
-NOT_OF_OPERATORS = {"not-found", "method-not-allowed"}
+NOT_OF_OPERATORS = {"not-found"}
 """Codes that no operator's own endpoint answers."""
 
 NOT_OF_INFERENCE = NOT_OF_OPERATORS | {"not-acceptable", "unsupported-media-type"}
 """The same below `/v2`."""
+
+OF_ANY_PATH = {
+    "malformed-request",
+    "unauthorized",
+    "method-not-allowed",
+    "request-timeout",
+    "uri-too-long",
+    "rate-limited",
+    "headers-too-large",
+    "internal",
+    "draining",
+    "engine-restarting",
+}
+"""Codes that any path may answer, whatever it is for."""
 
 RETRY_STATUSES = {429, 503}
 """Statuses whose answers carry Retry-After."""
@@ -170,22 +191,18 @@ def recorded() -> dict[str, Any]:
     return cast(dict[str, Any], orjson.loads(files("service.http").joinpath("assets", "examples.json").read_bytes()))
 
 
-def install_openapi(
-    app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool = False, has_shared_memory: bool = False
-) -> None:
-    """Make `app.openapi()` return the document, built once, of a service with API keys or shared memory or not."""
+def install_openapi(app: FastAPI, operators: Mapping[str, Operator], settings: Settings) -> None:
+    """Make `app.openapi()` return the document, built once, of a service with these settings."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = build_openapi(app, operators, has_keys=has_keys, has_shared_memory=has_shared_memory)
+            app.openapi_schema = build_openapi(app, operators, settings)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
 
 
-def build_openapi(
-    app: FastAPI, operators: Mapping[str, Operator], *, has_keys: bool, has_shared_memory: bool
-) -> dict[str, Any]:
+def build_openapi(app: FastAPI, operators: Mapping[str, Operator], settings: Settings) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the application."""
     document = get_openapi(
         title=app.title,
@@ -207,31 +224,38 @@ def build_openapi(
     schemas |= SAFETENSORS_SCHEMAS | oip_docs.SCHEMAS
     schemas["Problem"] = PROBLEM_SCHEMA
     components["headers"] = HEADERS
-    inference_statuses = _by_status(NOT_OF_INFERENCE)
-    components["responses"] = _problem_responses() | oip_docs.responses(inference_statuses | {"404": [NotFound]})
+    possible = set(ERRORS) - _impossible(settings)
+    operator_statuses = _by_status(possible - NOT_OF_OPERATORS)
+    inference_statuses = _by_status(possible - NOT_OF_INFERENCE)
+    any_statuses = _by_status(possible & OF_ANY_PATH)
+    components["responses"] = (
+        _problem_responses("Problem", operator_statuses)
+        | _problem_responses("AnyProblem", any_statuses)
+        | oip_docs.responses("Refusal", inference_statuses | {"404": [NotFound]})
+        | oip_docs.responses("AnyRefusal", any_statuses)
+    )
     paths: dict[str, Any] = {}
     for operator, gradient in itertools.product(operators.values(), (False, True)):
         name = describe.schema_name(operator, gradient=gradient)
         schemas[name + "Request"] = describe.request_schema(operator, gradient=gradient)
         schemas[name + "Answer"] = describe.answer_schema(operator, gradient=gradient)
-        paths[path_of(operator, gradient=gradient)] = {"post": _operation(operator, gradient)}
-    paths |= oip_docs.paths(operators, recorded()["answers"], inference_statuses, has_shared_memory=has_shared_memory)
+        paths[path_of(operator, gradient=gradient)] = {"post": _operation(operator, gradient, operator_statuses)}
+    paths |= oip_docs.paths(
+        operators, recorded()["answers"], inference_statuses, has_shared_memory=settings.shared_memory
+    )
     for path, item in sorted(document.get("paths", {}).items(), key=lambda pair: _place(pair[0])):
         paths[path] = {method: _probe(path, operation) for method, operation in item.items()}
+    for path, operation in ((path, operation) for path, item in paths.items() for operation in item.values()):
+        operation["responses"] = dict(sorted((_refusals(path, any_statuses) | operation["responses"]).items()))
+        if settings.api_keys is not None and path in OPEN_PATHS:
+            operation["security"] = []
     document["paths"] = paths
-    if has_keys:
+    if settings.api_keys is not None:
         components["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
         }
         document["security"] = [{"key": []}]
         document["info"]["description"] += KEYS_DESCRIPTION
-        for path, operation in ((path, operation) for path, item in paths.items() for operation in item.values()):
-            if path in OPEN_PATHS:
-                operation["security"] = []
-            else:
-                kind = "Refusal" if path.startswith("/v2") else "Problem"
-                refusals = {code: {"$ref": f"#/components/responses/{kind}{code}"} for code in ("401", "429")}
-                operation["responses"] = refusals | operation["responses"]
     return document
 
 
@@ -274,7 +298,7 @@ def _headers(*names: str) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
+def _operation(operator: Operator, gradient: bool, statuses: Iterable[str]) -> dict[str, Any]:
     name = describe.schema_name(operator, gradient=gradient)
     examples = {example.name: example for example in describe.examples(operator, gradient=gradient)}
     answers = recorded()["answers"].get(path_of(operator, gradient=gradient), {})
@@ -328,34 +352,49 @@ def _operation(operator: Operator, gradient: bool) -> dict[str, Any]:
                     safetensors_codec.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/SafetensorsAnswer"}},
                 },
             },
-            **{status: {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _by_status()},
+            **{status: _reference("Problem", status) for status in statuses},
         },
     }
 
 
-def _response_name(status: str) -> str:
-    return f"Problem{status}"
+def _reference(kind: str, status: str) -> dict[str, str]:
+    return {"$ref": f"#/components/responses/{kind}{status}"}
 
 
-def _by_status(apart_from: Collection[str] = NOT_OF_OPERATORS) -> dict[str, list[type[RequestError]]]:
-    """Return the errors that operators answer with, by status, those of some codes apart."""
+def _refusals(path: str, statuses: Iterable[str]) -> dict[str, Any]:
+    """Return those of the answers of any path that this one gives, too."""
+    never = {*(("401", "429") if path in OPEN_PATHS else ()), *(("503",) if path.startswith(ALWAYS_ANSWERED) else ())}
+    kind = "AnyRefusal" if path.startswith("/v2") else "AnyProblem"
+    return {status: _reference(kind, status) for status in statuses if status not in never}
+
+
+def _impossible(settings: Settings) -> set[str]:
+    """Return the codes that a service with these settings never answers."""
+    if settings.api_keys is None:
+        return {"unauthorized", "rate-limited"}
+    return {"rate-limited"} if settings.rate_per_key is None else set()
+
+
+def _by_status(codes: Collection[str]) -> dict[str, list[type[RequestError]]]:
+    """Return the errors of these codes by status."""
     by_status: dict[int, list[type[RequestError]]] = defaultdict(list)
     for error in STATUS:
-        if error.code not in apart_from:
+        if error.code in codes:
             for status in statuses_of(error):
                 by_status[status].append(error)
     return {str(status): errors for status, errors in sorted(by_status.items())}
 
 
-def _problem_responses() -> dict[str, Any]:
+def _problem_responses(kind: str, statuses: Mapping[str, list[type[RequestError]]]) -> dict[str, Any]:
     """Return one response a status, with every code that it can carry."""
     return {
-        _response_name(status): {
+        f"{kind}{status}": {
             "description": "\n".join(f"- `{error.code}`: {error.title}." for error in errors),
             "headers": _headers(
                 "X-Request-Id",
                 *(["Retry-After"] if int(status) in RETRY_STATUSES else []),
                 *(["WWW-Authenticate"] if status == "401" else []),
+                *(["Allow"] if status == "405" else []),
             ),
             "content": {
                 PROBLEM_MEDIA_TYPE: {
@@ -367,7 +406,7 @@ def _problem_responses() -> dict[str, Any]:
                 }
             },
         }
-        for status, errors in _by_status().items()
+        for status, errors in statuses.items()
     }
 
 

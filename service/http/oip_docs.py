@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from service import describe
@@ -194,19 +194,19 @@ def paths(
         ("/models/{model_name}/stats", "modelStatistics", "What a model has done", _schema("ModelStatistics")),
         ("/models/stats", "statistics", "What every model has done", _schema("ModelStatistics")),
     ):
-        operation = _about(name, summary, schema, statuses, [model] if "{" in path else [])
+        operation = _about_model(name, summary, schema, model) if "{" in path else _about(name, summary, schema)
         if path.endswith("ready"):
             operation["responses"]["503"] = _answer("Not ready.", _STATE)
         found["/v2" + path] = {"get": operation}
     index = {"type": "array", "items": {"type": "object", "required": ["name", "version", "state", "reason"]}}
-    found["/v2/repository/index"] = {"post": _about("repositoryIndex", "All models", index, statuses, [])}
-    return found | (_shared_memory(statuses) if has_shared_memory else {})
+    found["/v2/repository/index"] = {"post": _about("repositoryIndex", "All models", index)}
+    return found | (_shared_memory() if has_shared_memory else {})
 
 
-def responses(statuses: Mapping[str, list[type[RequestError]]]) -> dict[str, Any]:
+def responses(kind: str, statuses: Mapping[str, list[type[RequestError]]]) -> dict[str, Any]:
     """Return one response a status, with every code that it can carry."""
     return {
-        f"Refusal{status}": {
+        f"{kind}{status}": {
             "description": "\n".join(f"- `{error.code}`: {error.title}." for error in errors),
             "headers": _headers("X-Request-Id", *_named_headers(errors)),
             "content": {json_codec.MEDIA_TYPE: {"schema": _schema("Refusal")}},
@@ -218,6 +218,8 @@ def responses(statuses: Mapping[str, list[type[RequestError]]]) -> dict[str, Any
 def _named_headers(errors: Iterable[type[RequestError]]) -> Iterator[str]:
     if any(error.code in ("rate-limited", "draining") for error in errors):
         yield "Retry-After"
+    if any(error.code == "method-not-allowed" for error in errors):
+        yield "Allow"
     if any(name == b"www-authenticate" for error in errors for name, _ in EXTRA_HEADERS.get(error, [])):
         yield "WWW-Authenticate"
 
@@ -240,20 +242,20 @@ def _refusals(statuses: Iterable[str]) -> dict[str, Any]:
 
 
 def _about(
-    name: str,
-    summary: str,
-    schema: Schema | None,
-    statuses: Mapping[str, list[type[RequestError]]],
-    parameters: list[Any],
+    name: str, summary: str, schema: Schema | None, parameters: Sequence[Any] = (), refused: Iterable[str] = ()
 ) -> dict[str, Any]:
-    refused = [status for status in ("400", "404", "421", "503") if status in statuses or status == "404"]
+    """Return an operation with its own statuses, those apart that any path may answer."""
     return {
         "tags": [TAG],
         "summary": summary,
         "operationId": name,
-        **({"parameters": parameters} if parameters else {}),
+        **({"parameters": [*parameters]} if parameters else {}),
         "responses": {"200": _answer("As said.", schema), **_refusals(refused)},
     }
+
+
+def _about_model(name: str, summary: str, schema: Schema, model: Schema) -> dict[str, Any]:
+    return _about(name, summary, schema, [model], ["404"])
 
 
 def _inference(
@@ -370,9 +372,10 @@ def _request_schema(operator: Operator, gradient: bool) -> Schema:
                     "timeout": {
                         "type": "integer",
                         "minimum": 0,
+                        "default": 0,
                         "description": "The caller's deadline, in microseconds; 0 for none.",
                     },
-                    "priority": {"type": "integer", "minimum": 0, "description": "Has no effect."},
+                    "priority": {"type": "integer", "minimum": 0, "default": 0, "description": "Has no effect."},
                 },
             },
         },
@@ -384,13 +387,15 @@ def request_defaults(operator: Operator, gradient: bool) -> list[str]:
     return [f"`{name}`" for name in describe.defaults(operator, gradient=gradient)]
 
 
-def _shared_memory(statuses: Mapping[str, list[type[RequestError]]]) -> dict[str, Any]:
+def _shared_memory() -> dict[str, Any]:
     folder = "/v2/systemsharedmemory"
     regions = {
         "type": "array",
         "items": {"type": "object", "required": ["name", "key", "offset", "byte_size"]},
     }
-    register = _about("registerRegion", "Register a part of a shared memory object", None, statuses, [REGION])
+    register = _about(
+        "registerRegion", "Register a part of a shared memory object", None, [REGION], ["400", "413", "422"]
+    )
     register["requestBody"] = {
         "required": True,
         "content": {
@@ -408,15 +413,12 @@ def _shared_memory(statuses: Mapping[str, list[type[RequestError]]]) -> dict[str
             }
         },
     }
-    register["responses"] |= _refusals(["413", "422"])
     one, every = "A registered region", "All registered regions"
     forget, forget_all = "Unregister a region", "Unregister all regions"
     return {
-        folder + "/status": {"get": _about("regions", every, regions, statuses, [])},
-        folder + "/region/{region_name}/status": {"get": _about("region", one, regions, statuses, [REGION])},
+        folder + "/status": {"get": _about("regions", every, regions)},
+        folder + "/region/{region_name}/status": {"get": _about("region", one, regions, [REGION], ["404"])},
         folder + "/region/{region_name}/register": {"post": register},
-        folder + "/region/{region_name}/unregister": {
-            "post": _about("unregisterRegion", forget, None, statuses, [REGION])
-        },
-        folder + "/unregister": {"post": _about("unregisterRegions", forget_all, None, statuses, [])},
+        folder + "/region/{region_name}/unregister": {"post": _about("unregisterRegion", forget, None, [REGION])},
+        folder + "/unregister": {"post": _about("unregisterRegions", forget_all, None)},
     }
