@@ -122,6 +122,7 @@ class MalformedRequest(RequestError):
         "two-hosts": "The request has {got} Host headers, but must have one.",
         "host": "The Host is '{got}', but this service answers only for {expected}.",
         "origin": "The request comes from a page of {got}, but this service has shared memory, which is not for pages.",
+        "preflight": "The preflight of a page of {got} is refused for its {reasons}.",
         "json-bytes": "The Inference-Header-Content-Length is {got}, but must be {expected}.",
         "compression": "The body is not whole and valid {expected}, as its Content-Encoding says.",
         "parts": "The body has more than {limit} gzip parts.",

@@ -7,37 +7,23 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Internal, MalformedRequest, RequestError
+from service.errors import Internal, RequestError
 from service.http.body import RequestBody, refuse, send_reply
 from service.http.connection import connection_of
+from service.http.cors import Cors
 from service.http.exchange import Exchange, exchange_of, path_of, put_exchange, request_id_in
 from service.http.logs import log_request
 from service.http.problems import refusal
 from service.http.routes import Endpoint
 from service.http.state import State
 from service.http.telemetry import tell_span
-from service.metrics import OK
 
 logger = logging.getLogger("service")
 
 ALWAYS_ANSWERED = ("/health/", "/metrics", "/v2/health/")
 """Paths that are answered while everything else is refused."""
-
-
-METHODS = ("GET", "HEAD", "POST")
-"""Methods that pages of other origins may use."""
-
-TAKEN_HEADERS = ("Authorization", "X-Request-Id", "X-Request-Timeout-Ms")
-"""Headers that they may send, beside those that anyone may."""
-
-_REFUSED_PREFLIGHT = 400
-"""How the CORS middleware answers a preflight that it refuses, without a problem."""
-
-SHOWN_HEADERS = ("X-Request-Id", "Server-Timing", "Retry-After")
-"""Headers of answers that they may read."""
 
 
 class Envelope:
@@ -70,13 +56,7 @@ class Envelope:
         """Lets one page through in each turn of the event loop, so that hundreds at once hold no endpoint up."""
         self._inner: ASGIApp = self._answer
         if origins:
-            self._inner = CORSMiddleware(
-                self._answer,
-                allow_origins=origins,
-                allow_methods=METHODS,
-                allow_headers=TAKEN_HEADERS,
-                expose_headers=SHOWN_HEADERS,
-            )
+            self._inner = Cors(self._answer, origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,8 +84,6 @@ class Envelope:
         try:
             await self._inner(scope, receive, send_enveloped)
         finally:
-            if exchange.code == OK and exchange.status == _REFUSED_PREFLIGHT:
-                exchange.code = MalformedRequest.code
             log_request(scope, exchange)
             if (connection := connection_of(scope)) is not None:
                 connection.forget(scope)

@@ -12,7 +12,7 @@ import pytest
 from service.app import create_app
 from service.ops import OPERATORS
 from service.settings import Settings
-from tests.http.calling import check_problem, client_of
+from tests.http.calling import check_problem, check_refusal, client_of
 
 pytestmark = pytest.mark.anyio
 
@@ -82,20 +82,40 @@ async def test_no_other_page_may(origin: str) -> None:
         preflight = await client.options("/v1/softmax", headers={"Origin": origin, **PREFLIGHT})
         answer = await client.post("/v1/softmax", json=BODY, headers={"Origin": origin})
 
-    assert preflight.status_code == 400
+    problem = check_problem(preflight, code="malformed-request")
+    assert (problem["status"], problem["got"]) == (400, f"'{origin}'")
+    assert problem["detail"] == f"The preflight of a page of '{origin}' is refused for its origin."
+    assert preflight.headers["access-control-allow-methods"] == "GET, HEAD, POST"
+    assert "Origin" in preflight.headers["vary"]
     assert "access-control-allow-origin" not in preflight.headers
     assert "access-control-allow-origin" not in answer.headers
     assert "x-request-id" in preflight.headers
 
 
 @pytest.mark.parametrize(
-    "asked", [{"Access-Control-Request-Method": "DELETE"}, {"Access-Control-Request-Headers": "x-other"}]
+    ("asked", "reasons"),
+    [
+        ({"Access-Control-Request-Method": "DELETE"}, "method"),
+        ({"Access-Control-Request-Headers": "x-other"}, "headers"),
+        ({"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "x-other"}, "method and headers"),
+    ],
 )
-async def test_a_page_may_use_only_what_the_service_knows(asked: dict[str, str]) -> None:
+async def test_a_page_may_use_only_what_the_service_knows(asked: dict[str, str], reasons: str) -> None:
     async with serving(cors_origins=PAGE) as client:
         preflight = await client.options("/v1/softmax", headers={"Origin": PAGE, **PREFLIGHT, **asked})
 
+    problem = check_problem(preflight, code="malformed-request")
+    assert problem["detail"] == f"The preflight of a page of '{PAGE}' is refused for its {reasons}."
+    assert preflight.headers["access-control-allow-origin"] == PAGE
+
+
+async def test_below_v2_a_refused_preflight_is_a_refusal_as_there() -> None:
+    async with serving(cors_origins=PAGE) as client:
+        headers = {"Origin": "https://other.example", **PREFLIGHT}
+        preflight = await client.options("/v2/models/softmax/infer", headers=headers)
+
     assert preflight.status_code == 400
+    assert "for its origin" in check_refusal(preflight, code="malformed-request")
 
 
 async def test_options_that_are_no_preflight_need_a_key_as_everything_does(key_file: Path) -> None:
