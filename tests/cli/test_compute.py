@@ -202,7 +202,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["batch.npz", "--output", "answer.txt"], 66, "the name of answer.txt must end in one of"),
     (["half.safetensors", "--outputs", "log_probs", "--output", "a.npz"], 66, "'log_probs' is bfloat16, which .npz"),
     (["batch.npz", "--device", "cuda:99"], 69, "cuda:99"),
-    (["batch.npz", "--url", "http://127.0.0.1:1", "--timeout", "0.1"], 69, "the service gave no answer"),
+    (["batch.npz", "--url", "http://127.0.0.1:1", "--timeout", "0.1"], 69, "http://127.0.0.1:1 gave no answer"),
     (["batch.npz", "--url", "http://a:b"], 69, "the address of a service must be like http://127.0.0.1:8000, but is"),
 ]
 

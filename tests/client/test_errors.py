@@ -96,7 +96,7 @@ def test_every_problem_of_the_service_has_its_exception(code: str) -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (404, RequestRefusedError),
+        (403, RequestRefusedError),
         (413, ContentTooLargeError),
         (502, UnavailableError),
         (503, UnavailableError),
@@ -104,8 +104,8 @@ def test_every_problem_of_the_service_has_its_exception(code: str) -> None:
     ],
 )
 def test_what_a_proxy_says_is_raised_too(status: int, kind: type[ServiceError]) -> None:
-    with pytest.raises(kind, match="Bad teapot") as caught:
-        client_of(httpx.Response(status, html="<h1>Bad teapot</h1>")).softmax(LOGITS)
+    with pytest.raises(kind, match=r"^Bad teapot \(") as caught:
+        client_of(httpx.Response(status, html="<h1>Bad teapot</h1><p")).softmax(LOGITS)
 
     assert (caught.value.status, caught.value.code) == (status, "")
 
@@ -123,15 +123,31 @@ def test_what_a_proxy_says_is_raised_too(status: int, kind: type[ServiceError]) 
             headers={"content-type": "application/x-safetensors"},
         ),
         httpx.Response(422, content=b"{", headers={"content-type": "application/problem+json"}),
+        httpx.Response(404, html="<h1>File not found</h1>"),
+        httpx.Response(405, json={"detail": "Method Not Allowed"}),
+        httpx.Response(501, html="<h1>Unsupported method</h1>"),
     ],
 )
 def test_an_answer_that_is_not_the_services_is_told_apart(answer: httpx.Response) -> None:
-    with pytest.raises(BadAnswerError):
+    with pytest.raises(BadAnswerError) as caught:
         client_of(answer).softmax(LOGITS)
+
+    assert "<h1>" not in str(caught.value)
+
+
+def test_the_address_where_something_else_answers_is_named_without_its_password() -> None:
+    http = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(501, html="<h1>What?</h1>")))
+    client = LossClient("http://user:secret@127.0.0.1:1/loss/", http=http, retries=ONCE)
+
+    with pytest.raises(BadAnswerError, match=r"^http://127.0.0.1:1/loss knows nothing of Loss Service: .* text/html;"):
+        client.softmax(LOGITS)
 
 
 def test_a_service_that_is_not_there_is_no_answer() -> None:
-    with LossClient("http://127.0.0.1:1", retries=ONCE) as alone, pytest.raises(NoAnswerError, match="no answer"):
+    with (
+        LossClient("http://127.0.0.1:1", retries=ONCE) as alone,
+        pytest.raises(NoAnswerError, match=r"http://127.0.0.1:1 gave no"),
+    ):
         alone.softmax(LOGITS)
 
 
@@ -139,6 +155,17 @@ def test_a_service_that_is_not_there_is_no_answer() -> None:
 def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="must be like http"):
         LossClient(url)
+
+
+@pytest.mark.parametrize("ending", ["/v1", "/v1/", "/loss/v2"])
+def test_an_address_ends_before_the_version(ending: str) -> None:
+    with pytest.raises(ValueError, match=r"leave /v[12] away$"):
+        LossClient("http://127.0.0.1:8000" + ending)
+
+
+def test_a_timeout_that_is_no_number_is_told_so() -> None:
+    with LossClient(timeout="5") as client, pytest.raises(TypeError, match="a number of seconds or None, but is '5'"):  # type: ignore[arg-type]
+        client.softmax(LOGITS)
 
 
 def test_errors_can_be_pickled() -> None:

@@ -138,6 +138,13 @@ def test_an_upstream_gradient_may_be_a_number(client: LossClient) -> None:
     np.testing.assert_allclose(doubled, 2 * client.cross_entropy_gradient(logits, target).grad_logits, rtol=1e-6)
 
 
+def test_the_class_of_one_row_may_be_a_number(client: LossClient) -> None:
+    logits = np.array([1.0, 2.0, 3.0])
+
+    assert client.cross_entropy(logits, 0).loss == client.cross_entropy(logits, np.array(0)).loss
+    assert client.nll_loss(logits, 2).loss == -3.0
+
+
 def test_an_output_that_was_not_asked_for_says_how_to_get_it(client: LossClient) -> None:
     answer = client.softmax(np.eye(3, dtype="float32"))
 
@@ -149,8 +156,8 @@ def test_an_output_that_was_not_asked_for_says_how_to_get_it(client: LossClient)
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ([[1.0, 2.0]], "'logits' must be a NumPy array or a torch tensor, but is list"),
-        (np.array(["a"]), "'logits' has elements of type str32, but must have one of float64, "),
+        ([[1.0, 2.0]], "'logits' must be a NumPy array or a torch tensor, but is list; numpy.asarray"),
+        (np.array(["a"]), "'logits' has elements of type str, but must have one of float64, "),
         (np.array([True]), "'logits' has elements of type bool"),
         (torch.zeros(2, dtype=torch.complex64), "'logits' has elements of type complex64"),
     ],

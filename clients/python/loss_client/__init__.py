@@ -22,10 +22,11 @@ from loss_client.progress import Progress, ProgressBar
 from loss_client.retries import RetryBudget, RetryPolicy
 
 if TYPE_CHECKING:
-    from loss_client.nn import RemoteCrossEntropyLoss
+    from loss_client.nn import RemoteCrossEntropyLoss as RemoteCrossEntropyLoss
 
 __version__ = version("loss-client")
 
+# RemoteCrossEntropyLoss is not among them: `import *` would import torch, which need not be there.
 __all__ = [
     "Answer",
     "AsyncLossClient",
@@ -37,7 +38,6 @@ __all__ = [
     "Problem",
     "Progress",
     "ProgressBar",
-    "RemoteCrossEntropyLoss",
     "RequestRefusedError",
     "RetryBudget",
     "RetryPolicy",

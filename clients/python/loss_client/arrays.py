@@ -76,8 +76,10 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def to_wire(name: str, value: object) -> WireArray:
+def to_wire(name: str, value: object, *, is_index: bool = False) -> WireArray:
     """Return an array or tensor as it is sent; nothing is copied that is little-endian and in the CPU's memory.
+
+    A whole number of Python's is a class where the input `is_index`, and float64 elsewhere.
 
     Raises TypeError for what is neither, or has elements that the service does not know.
     """
@@ -86,10 +88,12 @@ def to_wire(name: str, value: object) -> WireArray:
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        array = np.asarray(value, np.float64)
+        array = np.asarray(value, None if is_index else np.float64)
     else:
-        raise TypeError(f"'{name}' must be a NumPy array or a torch tensor, but is {type(value).__qualname__}")
-    type_name = _type_named(name, array.dtype.name)
+        hint = f"; numpy.asarray({name}) makes it an array" if isinstance(value, list | tuple) else ""
+        raise TypeError(f"'{name}' must be a NumPy array or a torch tensor, but is {type(value).__qualname__}{hint}")
+    # NumPy counts the bits of text in its name: str32 is one character.
+    type_name = _type_named(name, "str" if array.dtype.kind == "U" else array.dtype.name)
     if type_name == BFLOAT16:
         return WireArray(type_name, array.view(WIRE_TYPES[type_name]))
     return WireArray(type_name, array.astype(WIRE_TYPES[type_name], copy=False))

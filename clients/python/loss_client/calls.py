@@ -41,6 +41,8 @@ Flow = Generator[Send | Pause, Received | None, T]
 class Caller:
     """What all calls of a client share."""
 
+    url: str
+    """Where the service is, for what people read."""
     policy: RetryPolicy
     budget: RetryBudget = field(default_factory=RetryBudget)
     draw: random.Random = field(default_factory=random.Random)
@@ -64,7 +66,10 @@ class Caller:
                 raise ValueError(f"{operator.name} takes no tensor '{name}'; it takes {', '.join(operator.inputs)}")
         if operator.first not in given:
             raise ValueError(f"{operator.name} needs the tensor '{operator.first}'")
-        arrays = {name: to_wire(name, tensor) for name, tensor in given.items()}
+        arrays = {
+            name: to_wire(name, tensor, is_index=operator.inputs[name] in ("indices", "target"))
+            for name, tensor in given.items()
+        }
         options = {name: value for name, value in call.options.items() if value is not None}
         batch = Batch(operator, arrays, options, gradient=call.gradient)
         give = giver_like(given[operator.first])
@@ -132,7 +137,10 @@ class Caller:
         body = write(part.arrays, part.options)
         received = yield from self._request("POST", path, body, Deadline.after(timeout), meter)
         if received.media_type != MEDIA_TYPE:
-            raise BadAnswerError(f"the answer to POST {path} is {received.media_type or 'of no type'}")
+            raise BadAnswerError(
+                f"the answer to POST {self.url}{path} is {received.media_type or 'of no type'}; "
+                "something else may be listening at this address"
+            )
         return received
 
     def _request(self, method: str, path: str, body: Body | None, deadline: Deadline, meter: Meter) -> Flow[Received]:
@@ -147,10 +155,10 @@ class Caller:
                 if received.status == 200:
                     self.budget.put_back()
                     return received
-                failure = error_of(received)
+                failure = error_of(received, self.url)
                 may_pass = received.status in PASSING_STATUSES
             except httpx.TransportError as error:
-                failure = failure_of(error, deadline)
+                failure = failure_of(error, deadline, self.url)
                 failure.__cause__ = error
                 may_pass = is_passing(error)
             failures += 1

@@ -59,7 +59,8 @@ class _Client:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout = timeout
         self._progress = progress
-        self._caller = Caller(retries or RetryPolicy(), retry_budget or RetryBudget())
+        shown = str(httpx.URL(self.url).copy_with(userinfo=b""))
+        self._caller = Caller(shown, retries or RetryPolicy(), retry_budget or RetryBudget())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -96,6 +97,8 @@ def _checked(url: str) -> str:
         parsed = httpx.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"the address of a service must be like http://127.0.0.1:8000, but is {url!r}")
+    if parsed.path.rstrip("/").endswith(("/v1", "/v2")):
+        raise ValueError(f"the address of a service ends before /v1: leave {parsed.path.rstrip('/')[-3:]} away")
     return url
 
 

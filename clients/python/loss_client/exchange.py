@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, cast
 
 import httpx
@@ -34,6 +35,8 @@ class Deadline:
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
         """Return the deadline so many seconds from now."""
+        if seconds is not None and not isinstance(seconds, Real):
+            raise TypeError(f"a timeout must be a number of seconds or None, but is {seconds!r}")
         if seconds is not None and not seconds > 0:
             raise ValueError(f"a timeout must be more than 0 seconds, but is {seconds}")
         return cls(seconds, math.inf if seconds is None else time.monotonic() + seconds)

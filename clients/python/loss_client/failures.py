@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,14 @@ from loss_client.problems import PROBLEMS, ContentTooLargeError
 PASSING_STATUSES = (429, 502, 503)
 """Statuses that say: not now."""
 
+PROBLEM_TYPE = "application/problem+json"
+
+_STRANGE_STATUSES = (404, 405, 501)
+"""Statuses for a path or a method that is not there, which proxies pass on but do not give by themselves: unless they
+come as a problem of the service, something else has answered."""
+
+_TAG = re.compile(r"<[^>]*(?:>|$)")
+
 _PASSING_ERRORS = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -40,11 +49,11 @@ def is_passing(error: httpx.TransportError) -> bool:
     return isinstance(error, _PASSING_ERRORS) and not _is_about_certificate(error)
 
 
-def failure_of(error: httpx.TransportError, deadline: Deadline) -> LossClientError:
-    """Return the error for an answer that did not come."""
+def failure_of(error: httpx.TransportError, deadline: Deadline, url: str) -> LossClientError:
+    """Return the error for an answer that did not come from this address."""
     if isinstance(error, httpx.TimeoutException) and deadline.left <= 0:
         return deadline.passed()
-    return NoAnswerError(f"the service gave no answer: {error or type(error).__name__}")
+    return NoAnswerError(f"the service at {url} gave no answer: {error or type(error).__name__}")
 
 
 def _is_about_certificate(error: BaseException | None) -> bool:
@@ -55,11 +64,16 @@ def _is_about_certificate(error: BaseException | None) -> bool:
     return False
 
 
-def error_of(received: Received) -> LossClientError:
-    """Return the error that an answer other than 200 stands for."""
+def error_of(received: Received, url: str) -> LossClientError:
+    """Return the error that an answer other than 200 from this address stands for."""
     status = received.status
     if status < 400:
-        return BadAnswerError(f"the answer has status {status}, which the service never gives")
+        return BadAnswerError(f"the answer of {url} has status {status}, which the service never gives")
+    if status in _STRANGE_STATUSES and received.media_type != PROBLEM_TYPE:
+        return BadAnswerError(
+            f"{url} knows nothing of Loss Service: the answer has status {status} and is "
+            f"{received.media_type or 'of no type'}; something else may be listening at this address"
+        )
     problem = _problem_of(received)
     return PROBLEMS.get(problem.code, _kind_of(status))(problem)
 
@@ -76,10 +90,12 @@ def _kind_of(status: int) -> type[ServiceError]:
 def _problem_of(received: Received) -> Problem:
     """Return the problem in an answer, or what is known of one that does not come from the service itself."""
     members: dict[str, Any] = {}
-    if received.media_type == "application/problem+json":
+    if received.media_type == PROBLEM_TYPE:
         found = received.json()
         members = found if isinstance(found, dict) else {}
     text = received.body[:200].tobytes().decode("utf-8", "replace").strip()
+    if received.media_type == "text/html":
+        text = " ".join(_TAG.sub(" ", text).split())
     return Problem(
         status=received.status,
         code=str(members.get("code", "")),
