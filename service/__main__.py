@@ -14,17 +14,24 @@ from pydantic_settings import SettingsError
 from service import __version__
 from service.app import create_app
 from service.cli import compute, listing
+from service.cli.guess import doubtful_variables, with_flag
 from service.engine.device import DeviceUnavailableError, choose_device
 from service.http import server
 from service.http.auth import KeysUnusableError, read_keys
+from service.http.listening import CannotListenError
 from service.ops import OPERATORS
-from service.settings import Settings
+from service.settings import IN_WORDS, CommandLineError, Settings
 
 PROGRAM = "loss-service"
 
 EXIT_CONFIGURATION = 78
 """Exit status for settings that cannot be used (EX_CONFIG of sysexits.h)."""
 
+EXIT_USAGE = 2
+"""Exit status for flags that do not exist, as argparse has it."""
+
+EXIT_START = 3
+"""Exit status when it cannot listen, or its start fails, as uvicorn has it."""
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -75,9 +82,15 @@ def serve(arguments: list[str]) -> int:
             read_keys(settings.api_keys)
     except ValidationError as error:
         return _refuse(_sentence(error))
+    except CommandLineError as error:
+        return _refuse(f"{with_flag(str(error), Settings.flags())} (--help lists all flags)", EXIT_USAGE)
     except (SettingsError, DeviceUnavailableError, KeysUnusableError) as error:
         return _refuse(str(error))
-    server.run(create_app, settings, lambda address: print(greeting(address, settings), flush=True))
+    doubts = list(doubtful_variables(os.environ, settings))
+    try:
+        server.run(create_app, settings, lambda address: print(greeting(address, settings), flush=True), doubts)
+    except CannotListenError as error:
+        return _refuse(str(error), EXIT_START)
     return 0
 
 
@@ -94,19 +107,25 @@ def greeting(address: str, settings: Settings) -> str:
     )
 
 
+_WANTED = {"int_parsing": "be an integer", "float_parsing": "be a number", "bool_parsing": "be true or false"}
+"""What a setting should be, where pydantic also tells what it could not do with it."""
+
+
 def _sentence(error: ValidationError) -> str:
     """Return the first thing that is wrong with the settings, in one line."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
     name = str(first["loc"][0])
-    wanted = first["msg"].removeprefix("Input should ").removeprefix("String should ")
+    wanted = _WANTED.get(first["type"]) or first["msg"].removeprefix("Input should ")
+    if first["type"] == "string_pattern_mismatch":
+        wanted = "be " + str(Settings.model_json_schema()["properties"][name][IN_WORDS]).replace("`", "")
     return f"LOSS_{name.upper()} (--{name.replace('_', '-')}) should {wanted}, but is {str(first['input'])[:64]!r}"
 
 
-def _refuse(reason: str) -> int:
+def _refuse(reason: str, status: int = EXIT_CONFIGURATION) -> int:
     print(f"{PROGRAM}: {reason}", file=sys.stderr)
-    return EXIT_CONFIGURATION
+    return status
 
 
 if __name__ == "__main__":

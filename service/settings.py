@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import re
 from pathlib import Path
@@ -9,11 +10,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from service.machine import available_cores, usable_memory
 
 MEBIBYTE = 1 << 20
+
+PREFIX = "LOSS_"
+"""What the names of variables begin with."""
+
+IN_WORDS = "in_words"
+"""Under this name in the schema of a setting with a pattern: what it must be, for people."""
 
 BUDGET_PART = 0.6
 """Part of the memory that the process may use which requests may hold: the rest is for torch and the code itself."""
@@ -24,6 +31,17 @@ LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
 _HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
+
+
+class CommandLineError(Exception):
+    """The flags are not such as the service has."""
+
+
+class _Help(argparse.HelpFormatter):
+    """Shows defaults, but not those that stand for something that the description tells."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return re.sub(r" \(default( factory: \w+|: (None)?)\)$", "", action.help or "")
 
 
 def _memory_budget() -> int:
@@ -45,7 +63,7 @@ class Settings(BaseSettings):
     """Start the service. Every setting is a flag (--max-json-bytes) and a variable (LOSS_MAX_JSON_BYTES); flags win."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LOSS_",
+        env_prefix=PREFIX,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -65,7 +83,9 @@ class Settings(BaseSettings):
         ),
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
-        "auto", description="Where losses are computed: auto (CUDA when there is one), cpu, cuda or cuda:N."
+        "auto",
+        description="Where losses are computed: auto (CUDA when there is one), cpu, cuda or cuda:N.",
+        json_schema_extra={IN_WORDS: "`auto`, `cpu`, `cuda` or `cuda:N`"},
     )
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(
         default_factory=available_cores,
@@ -144,7 +164,9 @@ class Settings(BaseSettings):
         ),
     )
     root_path: Annotated[str, Field(pattern=r"^(/[^/?#\s]+)*$")] = Field(
-        "", description="Path prefix that a proxy in front strips, such as /loss."
+        "",
+        description="Path prefix that a proxy in front strips, such as /loss.",
+        json_schema_extra={IN_WORDS: "a path like `/loss`, or empty"},
     )
     tls_cert: Path | None = Field(None, description="Certificate file; with it and tls-key the service speaks TLS.")
     tls_key: Path | None = Field(None, description="Private key of the certificate.")
@@ -195,8 +217,23 @@ class Settings(BaseSettings):
 
     @classmethod
     def from_command_line(cls, program: str, arguments: list[str]) -> Self:
-        """Return the settings of flags and environment; raises ValidationError, exits on --help and unknown flags."""
-        return cls(_cli_parse_args=arguments, _cli_prog_name=program)
+        """Return the settings of flags and environment; raises ValidationError, CommandLineError; exits on --help."""
+        try:
+            flags = CliSettingsSource[argparse.ArgumentParser](
+                cls,
+                cli_prog_name=program,
+                cli_parse_args=arguments,
+                cli_exit_on_error=False,
+                formatter_class=_Help,
+            )
+        except SettingsError as error:
+            raise CommandLineError(str(error).removeprefix("error parsing CLI: ")) from error
+        return cls(_cli_settings_source=flags)
+
+    @classmethod
+    def flags(cls) -> list[str]:
+        """Return the flags of all settings, in their order."""
+        return [f"--{name.replace('_', '-')}" for name in cls.model_fields]
 
     @property
     def host_names(self) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing import parent_process
@@ -25,9 +26,12 @@ from uvicorn.supervisors import multiprocess
 from service import metrics
 from service.http.guard import GuardedProtocol
 from service.http.limits import Limits
+from service.http.listening import BACKLOG, listen
 from service.http.logs import choose_format, configuration
 from service.http.state import State
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 ACCEPTING_PART = 1 / 5
 """Part of the drain time during which connections are still accepted, so that a load balancer can notice."""
@@ -80,6 +84,7 @@ class Config(uvicorn.Config):
             access_log=False,
             timeout_worker_healthcheck=START_SECONDS,
             log_config=configuration(choose_format(settings.log_format), settings.log_level),
+            backlog=BACKLOG,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
         )
@@ -221,20 +226,35 @@ class Supervisor(multiprocess.Multiprocess):
             listener.close()
 
 
-def run(create_app: Callable[[Settings], FastAPI], settings: Settings, on_started: Callable[[str], None]) -> None:
-    """Serve until told to stop; `on_started` is called with the address once it is listened on."""
+def run(
+    create_app: Callable[[Settings], FastAPI],
+    settings: Settings,
+    on_started: Callable[[str], None],
+    doubts: Sequence[str] = (),
+) -> None:
+    """Serve until told to stop; `on_started` is called with the address once it is listened on.
+
+    `doubts` are sentences about how it was started, and go to the log. Raises CannotListenError before anything is
+    started.
+    """
+    listeners = listen(settings)
+
+    def tell(address: str) -> None:
+        for doubt in doubts:
+            logger.warning(doubt)
+        logger.info("listening on %s (Ctrl-C ends it)", address)
+        on_started(address)
+
     if settings.workers == 1:
-        Server(Config(create_app, settings), on_started).run()
+        Server(Config(create_app, settings), tell).run(listeners)
         return
     with tempfile.TemporaryDirectory(prefix="loss-metrics-") as folder:
         os.environ[metrics.MULTIPROCESS_VARIABLE] = folder
         config = Config(create_app, settings.share())
-        listener = config.bind_socket()
-        listener.listen(config.backlog)  # connections wait here until the first worker is up
-        on_started(address_of(settings, listener))
+        tell(address_of(settings, listeners[0]))
         # uvicorn's supervisor looks this name up when it starts a worker, and offers no other way to choose the class.
         multiprocess.Process = WorkerProcess  # type: ignore[misc]
-        Supervisor(config, [listener]).run()
+        Supervisor(config, listeners).run()
 
 
 def address_of(settings: Settings, listener: socket.socket) -> str:

@@ -17,8 +17,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.__main__ import EXIT_CONFIGURATION, main
+from service.__main__ import EXIT_CONFIGURATION, EXIT_START, main
 from service.app import create_app
+from service.cli.guess import doubtful_variables
+from service.http.listening import CannotListenError, listen
 from service.metrics import COUNTED_AFTER_SECONDS
 from service.settings import Settings
 from tests.support.running import RunningService, running_service
@@ -219,11 +221,13 @@ def test_metrics_of_several_workers_are_added_up() -> None:
     ("flags", "environment", "said"),
     [
         (["--port", "70000"], {}, "LOSS_PORT (--port) should be less than or equal to 65535, but is '70000'"),
-        ([], {"LOSS_PORT": "abc"}, "LOSS_PORT (--port) should be a valid integer"),
+        ([], {"LOSS_PORT": "abc"}, "LOSS_PORT (--port) should be an integer, but is 'abc'"),
         ([], {"LOSS_THREADS": "0"}, "LOSS_THREADS (--threads) should be greater than or equal to 1, but is '0'"),
-        ([], {"LOSS_DEVICE": "gpu"}, "LOSS_DEVICE (--device) should match"),
+        ([], {"LOSS_DEVICE": "gpu"}, "LOSS_DEVICE (--device) should be auto, cpu, cuda or cuda:N, but is"),
+        (["--drain-seconds", "soon"], {}, "LOSS_DRAIN_SECONDS (--drain-seconds) should be a number, but is 'soon'"),
+        ([], {"LOSS_SHARED_MEMORY": "maybe"}, "(--shared-memory) should be true or false, but is 'maybe'"),
         ([], {"LOSS_DEVICE": "cuda:99"}, "device is cuda:99, but"),
-        (["--root-path", "loss/"], {}, "LOSS_ROOT_PATH (--root-path) should match"),
+        (["--root-path", "loss/"], {}, "LOSS_ROOT_PATH (--root-path) should be a path like /loss, or empty, but"),
         (
             ["--allowed-hosts", "a:80"],
             {},
@@ -264,6 +268,86 @@ def test_bad_settings_end_with_one_clear_line(
     assert output.count("\n") == 1
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_where_it_cannot_listen_nothing_is_started(workers: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        status = main(["serve", "--workers", workers, "--port", str(port)])
+
+    said = f"loss-service: 127.0.0.1:{port} is in use; choose another with LOSS_PORT or --port\n"
+    assert (status, capfd.readouterr()) == (EXIT_START, ("", said))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "no such host"], "cannot listen on no such host: "),
+        (["--host", "192.0.2.1", "--port", "8000"], "cannot listen on 192.0.2.1:8000: Cannot assign requested address"),
+        (["--uds", "/nowhere/s"], "cannot listen on /nowhere/s: No such file or directory"),
+        (["--uds", __file__], f"{__file__} is in use; choose another with LOSS_UDS or --uds"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(flags: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *flags]) == EXIT_START
+
+    assert capfd.readouterr().err.partition(said)[0] == "loss-service: "
+
+
+def test_a_socket_that_nobody_listens_on_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+
+    (listener,) = listen(Settings(uds=path))
+
+    with listener, pytest.raises(CannotListenError, match="is in use"):
+        listen(Settings(uds=path))
+
+
+def test_every_address_of_a_host_is_listened_on() -> None:
+    listeners = listen(Settings(host="", port=0))
+    families = {listener.family for listener in listeners}
+    for listener in listeners:
+        listener.close()
+
+    assert socket.AF_INET in families
+    assert (socket.AF_INET6 in families) == socket.has_dualstack_ipv6()
+
+
+def test_variables_that_look_like_settings_are_warned_of_without_their_values() -> None:
+    misspelt = {"LOSS_PROT": "8141", "LOSS_API_KEY": "secret-of-these-tests", "LOSS_XYZ": "1", "loss_log_level": "info"}
+    with running_service("--log-format", "json", **misspelt) as service:
+        events = map(json.loads, service.log().splitlines())
+        warnings = [event["message"] for event in events if event["level"] == "warning"]
+
+        assert warnings[0].startswith(
+            "LOSS_API_KEY is the key that `loss-service compute --url` sends; LOSS_API_KEYS, "
+        )
+        assert warnings[1:] == ["LOSS_PROT is no setting; did you mean LOSS_PORT?", "LOSS_XYZ is no setting"]
+        assert "secret" not in service.log()
+
+
+def test_with_keys_the_key_of_the_command_line_is_nobodys_mistake() -> None:
+    settings = Settings(api_keys=Path(__file__))
+
+    assert list(doubtful_variables({"LOSS_API_KEY": "a", "LOSS_PORT": "1", "LOST": "x"}, settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--prot", "8141"], "unrecognized arguments: --prot 8141; did you mean --port? (--help lists all flags)"),
+        (["--xyz"], "unrecognized arguments: --xyz (--help lists all flags)"),
+        (["--port"], "argument --port: expected one argument (--help lists all flags)"),
+    ],
+)
+def test_a_flag_that_does_not_exist_is_one_line(flags: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *flags]) == 2
+
+    assert capfd.readouterr().err == f"loss-service: {said}\n"
+
+
 def test_a_flag_wins_over_the_variable_and_an_empty_variable_is_none() -> None:
     with running_service(
         "--max-json-bytes", "2048", LOSS_MAX_JSON_BYTES="4096", LOSS_THREADS="", LOSS_DRAIN_SECONDS="1"
@@ -281,6 +365,8 @@ def test_help_tells_every_setting_with_its_default() -> None:
     for flag in ("--host", "--port", "--workers", "--device", "--threads", "--drain-seconds", "--log-format"):
         assert flag in result.stdout
     assert "(default: 8388608)" in " ".join(result.stdout.split())
+    assert "factory" not in result.stdout
+    assert "(default: None)" not in result.stdout
 
 
 def test_a_unix_socket_is_listened_on(tmp_path: Path) -> None:
