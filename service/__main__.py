@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     if command.command == "serve":
         return serve(rest)
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        used: argparse.ArgumentParser = command.parser
+        used.error(with_flag(f"unrecognized arguments: {' '.join(rest)}", used._option_string_actions))
     return _run(command)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from service import describe
 from service.cli import files, table
+from service.cli.guess import KEY_VARIABLE
 from service.cli.progress import Bar
 from service.engine.device import DeviceUnavailableError, choose_device
 from service.engine.scheduler import Engine
@@ -31,9 +32,6 @@ EXIT_FILE = 66
 """Exit status when a file cannot be read or written (EX_NOINPUT)."""
 EXIT_UNAVAILABLE = 69
 """Exit status when the device is not there, or the service does not answer (EX_UNAVAILABLE)."""
-
-KEY_VARIABLE = "LOSS_API_KEY"
-"""Environment variable with the API key for `--url`: on the command line everyone could read it."""
 
 ABOUT = """\
 Files hold tensors by name: .safetensors and .npz as they are, .json as the service takes it (with options, too), and
@@ -60,7 +58,7 @@ def _add_operator(operators: Any, operator: Operator) -> None:
         help=operator.title,
         description=f"{operator.title}. Tensors: {tensors}; with --gradient also {UPSTREAM}. {ABOUT}",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     parser.add_argument("files", nargs="*", metavar="FILE", help="files that hold tensors by name")
     parser.add_argument(
         "--tensor", action="append", default=[], type=_named, metavar="NAME=FILE", help="a .npy file, and its tensor"
@@ -134,6 +132,8 @@ def _refuse(reason: str, status: int) -> int:
 
 
 def _compute(arguments: argparse.Namespace) -> None:
+    if not (arguments.files or arguments.tensor):
+        raise files.FileUnusableError("there are no tensors; name a file, or - for JSON on the standard input")
     bar = Bar()
     count = _Count(bar)
     operator = count.watched(OPERATORS[arguments.operator])
@@ -228,6 +228,8 @@ def _by_service(request: Message, job: Job, arguments: argparse.Namespace, bar: 
                 gradient=job.gradient,
                 progress=lambda progress: bar.show(progress.fraction),
             )
+    except loss_client.problems.UnauthorizedError as error:
+        raise RemoteError(f"{error}; an API key goes into the variable {KEY_VARIABLE}", EXIT_REFUSED) from error
     except loss_client.RequestRefusedError as error:
         raise RemoteError(str(error), EXIT_REFUSED) from error
     except (loss_client.LossClientError, ValueError) as error:

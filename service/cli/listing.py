@@ -27,11 +27,11 @@ def add_parsers(commands: Any) -> None:
     operators = commands.add_parser("operators", help="list the operators", description="List the operators.")
     operators.add_argument("operator", nargs="?", choices=list(OPERATORS), help="one of them, with all its options")
     operators.add_argument("--json", action="store_true", help="print what GET /v1/operators answers")
-    operators.set_defaults(run=show_operators)
+    operators.set_defaults(run=show_operators, parser=operators)
     openapi = commands.add_parser(
         "openapi", help="print the OpenAPI document", description="Print the OpenAPI document as JSON."
     )
-    openapi.set_defaults(run=show_openapi)
+    openapi.set_defaults(run=show_openapi, parser=openapi)
 
 
 def show_operators(arguments: argparse.Namespace) -> int:
@@ -85,7 +85,7 @@ def in_full(operator: dict[str, Any]) -> str:
 
 
 def _default(value: object) -> str:
-    return "none by default" if value is None else f"{value} by default"
+    return "no default" if value is None else f"{value} by default"
 
 
 def _block(name: str, entries: Iterable[tuple[str, str]]) -> str:

@@ -19,6 +19,7 @@ from service.__main__ import main
 from service.cli import compute, table
 from service.cli.progress import Bar
 from service.ops import OPERATORS
+from service.wire import json_codec
 from tests.support.asking import ask
 from tests.support.running import RunningService, running_service
 
@@ -151,8 +152,8 @@ def test_a_table_shows_scalars_whole_and_the_ends_of_the_long(folder: Path, caps
 
     lines = capsys.readouterr().out.splitlines()
     expected = ask("cross-entropy", gradient=True, logits=LOGITS, target=TARGET)
-    assert lines[0] == f"loss  float32  {expected['loss'].item():.8g}"
-    assert lines[1] == "total_weight  float32  30"
+    assert lines[0] == "loss  float32  " + str(expected["loss"].numpy())
+    assert lines[1] == "total_weight  float32  30.0"
     assert lines[2] == "grad_logits  float32  30 x 12"
     assert lines[3].split() == ["0", "1", "2", "3", "...", "8", "9", "10", "11"]
     assert [line.split()[0] for line in lines[4:]] == [
@@ -160,7 +161,7 @@ def test_a_table_shows_scalars_whole_and_the_ends_of_the_long(folder: Path, caps
         "...",
         *(f"[{row}]" for row in range(25, 30)),
     ]
-    assert lines[-1].split()[-1] == f"{expected['grad_logits'][-1, -1].item():.8g}"
+    assert lines[-1].split()[-1] == str(expected["grad_logits"][-1, -1].numpy())
     assert len({len(line) for line in lines[3:]}) == 1
 
 
@@ -170,14 +171,23 @@ def test_a_table_names_rows_by_their_place() -> None:
     assert text.splitlines() == [
         "empty  float32  0 x 3",
         "cube  float32  2 x 2 x 2",
-        "          0  1",
-        "  [0, 0]  0  1",
-        "  [0, 1]  2  3",
-        "  [1, 0]  4  5",
-        "  [1, 1]  6  7",
+        "            0    1",
+        "  [0, 0]  0.0  1.0",
+        "  [0, 1]  2.0  3.0",
+        "  [1, 0]  4.0  5.0",
+        "  [1, 1]  6.0  7.0",
         "one  float32  1",
-        "  [0]  1",
+        "  [0]  1.0",
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_numbers_of_a_table_are_those_of_json(dtype: torch.dtype) -> None:
+    numbers = torch.tensor([0.1, -1 / 3, 31463519e-9, 2.0]).to(dtype)
+
+    written = b"".join(json_codec.encode({"x": numbers}, "array"))
+
+    assert [table.number(each) for each in numbers] == json.loads(written, parse_float=str)["x"]
 
 
 MISTAKES: list[tuple[list[str], int, str]] = [
@@ -185,7 +195,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["batch.npz", "--temperature", "warm"], 65, "'temperature' must be a finite number greater than 0, but is 'warm'"),
     (["batch.npz", "--outputs", "loss,lost"], 65, "cross-entropy has no output 'lost'"),
     (["batch.npz", "--class-dim", "0"], 65, "'target' has shape [30]"),
-    ([], 65, "cross-entropy needs the tensor 'logits'"),
+    ([], 66, "there are no tensors; name a file, or - for JSON on the standard input"),
     (["bad.json"], 65, "The body is not valid JSON"),
     (["bad.safetensors"], 65, "byte"),
     (["empty.safetensors"], 65, "byte"),
@@ -247,6 +257,26 @@ def test_a_command_line_that_makes_no_sense_is_told_so(
     assert "usage: loss-service" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compute", "cross-entropy", "a.npz", "--gradiant"], "--gradiant; did you mean --gradient?"),
+        (["operators", "--jsn"], "--jsn; did you mean --json?"),
+        (["compute", "softmax", "a.npz", "--xyz"], "--xyz"),
+    ],
+)
+def test_an_unknown_flag_comes_with_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+
+    error = capsys.readouterr().err
+    command = " ".join(["loss-service", *arguments[: 2 if arguments[0] == "compute" else 1]])
+    assert error.startswith(f"usage: {command} [-h]")
+    assert error.endswith(f"{command}: error: unrecognized arguments: {said}\n")
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
@@ -294,7 +324,9 @@ def test_what_the_service_refuses_is_said(
     status = main(["compute", "cross-entropy", "batch.npz", "--url", service.address])
 
     assert status == 65
-    assert "This path needs an API key" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "This path needs an API key" in said
+    assert said.endswith("; an API key goes into the variable LOSS_API_KEY\n")
 
 
 def test_without_the_client_a_url_says_what_is_missing(
