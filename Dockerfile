@@ -44,6 +44,6 @@ WORKDIR /tmp
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ.get('LOSS_PORT', '8000') + '/health/ready', timeout=2)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as u; e = os.environ.get; tls = ssl._create_unverified_context() if e('LOSS_TLS_CERT') else None; u.urlopen(('https' if tls else 'http') + '://127.0.0.1:' + (e('LOSS_PORT') or '8000') + '/health/ready', timeout=2, context=tls)"]
 ENTRYPOINT ["loss-service"]
 CMD ["serve"]
