@@ -9,14 +9,21 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # torch goes first and alone: resolved with the rest, plain `torch` would pull gigabytes of CUDA packages.
-$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt hatch_build.py service/ops/rows.c service/ops/rows.inc
+$(VENV)/.serving: pyproject.toml clients/python/pyproject.toml constraints.txt hatch_build.py service/ops/rows.c service/ops/rows.inc
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e clients/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e clients/python
 	touch $@
 
-serve: $(VENV)/.installed ## install and start the service on 127.0.0.1:8000
-	$(BIN)/loss-service serve
+$(VENV)/.installed: $(VENV)/.serving
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# From the command line only: shells and compilers have a variable HOST of their own.
+flag = $(if $(findstring command,$(origin $(1))),--$(2) '$($(1))')
+
+serve: $(VENV)/.serving ## install and start the service, on 127.0.0.1:8000 unless HOST=... or PORT=... is given
+	$(BIN)/loss-service serve $(call flag,HOST,host) $(call flag,PORT,port)
 
 test: $(VENV)/.installed ## install, then format, lint, types, imports and all tests
 	$(BIN)/ruff format --check --diff .
