@@ -50,13 +50,15 @@ OTHERWISE_PROVOKED = {
     ("overloaded", "queue"),
     ("overloaded", "deadline"),
     ("memory-budget", "full"),
+    ("memory-budget", "arriving"),
     ("memory-budget", "engine"),
     ("engine-restarting", "restarting"),
     ("deadline-exceeded", "late"),
     ("malformed-tensor", "region-bytes"),
 }
 """Sentences that no request alone provokes; tests of their own do: here, in test_hosts.py, test_auth.py,
-test_raw_requests.py, test_slow_callers.py, test_overload.py, test_engine_faults.py and test_shared_memory.py."""
+test_raw_requests.py, test_slow_callers.py, test_intake.py, test_overload.py, test_engine_faults.py and
+test_shared_memory.py."""
 
 
 def _requests() -> Iterator[Any]:
