@@ -51,6 +51,20 @@ def clip(name: object) -> str:
     return text if len(text) <= NAME_LIMIT else text[: NAME_LIMIT - 3] + "..."
 
 
+class Quoted(str):
+    """A word of the caller's: in quotes where a sentence holds it, and without them in a field of its own."""
+
+    __slots__ = ()
+
+    def __format__(self, _: str) -> str:
+        return f"'{self!s}'"
+
+
+def quoted(word: object) -> Quoted:
+    """Return a word of the caller's, clipped."""
+    return Quoted(clip(word))
+
+
 def element_pointer(name: str, index: tuple[int, ...]) -> str:
     """Return the RFC 6901 pointer to an element: `/target/3/5`."""
     return "/" + "/".join([name, *map(str, index)])
@@ -104,10 +118,11 @@ class RequestError(Exception):
 
 class MalformedRequest(RequestError):
     code = "malformed-request"
-    title = "The request is not HTTP as this service takes it"
+    title = "The form of the request or one of its headers is not what this service takes"
     mend = (
         "Send HTTP/1.1 or HTTP/1.0 as RFC 9112 writes it, with one Host header that holds a name which the service was "
-        "set up to answer for, and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is closed "
+        "set up to answer for (LOSS_ALLOWED_HOSTS), and with one Content-Length or 'Transfer-Encoding: chunked'. The "
+        "connection is closed "
         "where nobody can tell where the next request would begin. Other headers that describe the body must be true."
     )
     sentences = {
@@ -120,7 +135,10 @@ class MalformedRequest(RequestError):
         "chunks": "A chunk of the body has an extension longer than {limit} bytes.",
         "no-host": "The request has no Host header, but HTTP/1.1 needs one.",
         "two-hosts": "The request has {got} Host headers, but must have one.",
-        "host": "The Host is '{got}', but this service answers only for {expected}.",
+        "host": (
+            "The Host is '{got}', but this service answers only for {expected}; whoever runs it may set "
+            "LOSS_ALLOWED_HOSTS."
+        ),
         "origin": "The request comes from a page of {got}, but this service has shared memory, which is not for pages.",
         "preflight": "The preflight of a page of {got} is refused for its {reasons}.",
         "json-bytes": "The Inference-Header-Content-Length is {got}, but must be {expected}.",
@@ -144,6 +162,10 @@ class MalformedJson(RequestError):
         "mark": "The body begins with a byte order mark; JSON is sent in UTF-8 without one.",
         "text": "The body is not valid UTF-8: byte {offset} does not belong to a character.",
         "object": "The body must be one JSON object, but is {got}.",
+        "stringify": (
+            "The body is not JSON, but '[object Object]': what JavaScript makes of an object without JSON.stringify."
+        ),
+        "safetensors": "The body is not JSON, but looks like safetensors; /v1 takes it as application/x-safetensors.",
         "kind": "'{name}' must be {expected}, but is {got}.",
         "number": '\'{name}\' holds a number that float64 cannot hold; write infinities as "Infinity" and "-Infinity".',
     }
@@ -165,6 +187,7 @@ class MalformedTensor(RequestError):
         "elements": "The sizes in the 'shape' of '{name}', zeros apart, multiply to more than {limit}.",
         "base64": "The 'base64' of '{name}' must be a string of base64 with padding, and is not.",
         "size": "'{name}' needs {needed} for its dtype and shape, but its base64 holds {got}.",
+        "json": "The body looks like JSON and not like safetensors; send it as application/json.",
         "short": "A safetensors body begins with {expected} bytes for the length of its header; this one has {got}.",
         "long-header": "The safetensors header is {got} long by its first 8 bytes, but at most {limit} are allowed.",
         "header-beyond": "The safetensors header is {expected} long by its first 8 bytes, but only {got} follow.",
@@ -236,6 +259,7 @@ class MissingField(RequestError):
     mend = "Add the field; GET /v1/operators lists what each operator needs."
     sentences = {
         "tensor": "{owner} needs the tensor '{name}'; the request has none.",
+        "upstream": ("{owner} needs the tensor '{name}', the gradient of your loss by '{like}'; the request has none."),
         "part": "{owner} needs '{name}'; it has none.",
     }
 
@@ -273,7 +297,7 @@ class RaggedArray(RequestError):
     mend = "Give all arrays at the same depth the same length, and do not mix numbers with arrays."
     sentences = {
         "length": "{element} has {elements}, but the arrays before it have {expected}.",
-        "mixed": "'{name}' mixes numbers and arrays at the same depth.",
+        "mixed": "{element} is {got}, but the elements before it are {expected}.",
     }
 
 
@@ -287,6 +311,11 @@ class DtypeMismatch(RequestError):
     sentences = {
         "tensor": "'{name}' must be a number, an array of numbers or a compact tensor, but is {got}.",
         "element": "{element} must be a number, but is {got}.",
+        "null": (
+            "{element} must be a number, but is null, as JSON.stringify writes NaN and infinities; "
+            'they are the strings "NaN", "Infinity" and "-Infinity".'
+        ),
+        "spelling": '{element} must be a number, but is the string "{got}"; write it "{similar}".',
         "floating": "'{name}' must hold floating-point numbers, but holds {got}.",
         "indices": "'{name}' must hold class indices, which are integers, but holds {got}.",
         "probabilities": (
@@ -294,6 +323,7 @@ class DtypeMismatch(RequestError):
             "but holds {got}."
         ),
         "overflow": "{element} is {got}, which {expected} cannot hold; it needs another type.",
+        "too-large": '{element} is {got}, which {expected} cannot hold; it needs "dtype": "{wider}".',
     }
 
 
@@ -303,6 +333,7 @@ class InvalidOption(RequestError):
     mend = "GET /v1/operators lists every option with its default and bounds."
     sentences = {
         "value": "'{name}' must be {expected}, but is {got}.",
+        "list": "'{name}' must be {expected}, but is the text {got}; a list is written [\"{similar}\"].",
         "class-dim": "'class_dim' must be {expected} for '{like}' of shape {shape}, but is {got}.",
         "output-name": "{element} must be the name of an output, but is {got}.",
         "output": "{owner} has no output {got}; ask for {expected}.",
@@ -323,6 +354,10 @@ class TargetOutOfRange(RequestError):
     mend = "Class indices run from 0 to C - 1; rows to be skipped hold ignore_index (-100 unless given)."
     sentences = {
         "range": "{element} is {got}, but {like} have {classes} ({expected}).",
+        "negative": (
+            "{element} is {got}, but {like} have {classes} ({expected}); a row is skipped where it holds ignore_index, "
+            "here {ignored}."
+        ),
         "int64": "{element} is an integer that int64 cannot hold, but {like} have {classes} ({expected}).",
     }
 
@@ -336,8 +371,11 @@ class NonFinite(RequestError):
         '"non_finite": "propagate".'
     )
     sentences = {
-        "row": "'{name}' would be NaN in row {row}; see what that row of the input holds.",
-        "whole": "'{name}' would be NaN; see what the input holds.",
+        "row": (
+            "'{name}' would be NaN in row {row}; see whether that row of the input holds NaN, Infinity, or nothing "
+            "but -Infinity."
+        ),
+        "whole": "'{name}' would be NaN; see whether the input holds NaN, Infinity, or nothing but -Infinity.",
     }
 
 

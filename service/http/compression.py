@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from service.errors import MalformedRequest, UnsupportedEncoding, clip
+from service.errors import MalformedRequest, UnsupportedEncoding, quoted
 
 Compression = Literal["gzip", "deflate"]
 
@@ -32,7 +32,7 @@ def compression_of(headers: dict[bytes, bytes]) -> Compression | None:
         return None
     if encoding in _NAMES:
         return _NAMES[encoding]
-    raise UnsupportedEncoding("encoding", got=f"'{clip(encoding)}'", expected="'gzip', 'deflate' or 'identity'")
+    raise UnsupportedEncoding("encoding", got=quoted(encoding), expected="'gzip', 'deflate' or 'identity'")
 
 
 def compression_wanted(headers: dict[bytes, bytes]) -> Compression | None:

@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import MalformedRequest, clip
+from service.errors import MalformedRequest, quoted
 from service.http.body import send_reply
 from service.http.exchange import exchange_of
 from service.http.problems import refusal
@@ -44,7 +44,7 @@ class Cors(CORSMiddleware):
         if response.status_code == 200:
             return response
         reasons = bytes(response.body).decode().removeprefix("Disallowed CORS ").replace(", ", " and ")
-        error = MalformedRequest("preflight", got=f"'{clip(request_headers['origin'])}'", reasons=reasons)
+        error = MalformedRequest("preflight", got=quoted(request_headers["origin"]), reasons=reasons)
         return _RefusedPreflight(error, [header for header in response.raw_headers if header[0] not in _OF_TEXT])
 
 

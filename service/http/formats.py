@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from service.errors import NotAcceptable, UnsupportedEncoding, UnsupportedMediaType, clip
+from service.errors import NotAcceptable, Quoted, UnsupportedEncoding, UnsupportedMediaType, quoted
 from service.wire import json_codec, safetensors_codec
 
 Format = Literal["json", "safetensors", "open-inference"]
@@ -19,7 +19,7 @@ def request_format(headers: dict[bytes, bytes]) -> Format:
     """Return the format of a body; raises UnsupportedMediaType, and UnsupportedEncoding when it is compressed."""
     encoding = headers.get(b"content-encoding", b"identity")
     if encoding.strip().lower() not in (b"identity", b""):
-        raise UnsupportedEncoding("encoding", got=f"'{clip(encoding.decode('latin-1'))}'", expected="'identity'")
+        raise UnsupportedEncoding("encoding", got=quoted(encoding.decode("latin-1")), expected=Quoted("identity"))
     value = headers.get(b"content-type")
     if value is None:
         raise UnsupportedMediaType("missing", expected=_ALL)
@@ -30,7 +30,7 @@ def request_format(headers: dict[bytes, bytes]) -> Format:
     charsets = [part.partition("=")[2].strip('" ') for part in parts if part.startswith("charset")]
     found = _BY_MEDIA_TYPE.get(media_type.encode("latin-1"))
     if found is None or any(charset not in ("utf-8", "utf8") for charset in charsets):
-        raise UnsupportedMediaType("type", got=f"'{clip(text)}'", expected=_ALL)
+        raise UnsupportedMediaType("type", got=quoted(text), expected=_ALL)
     return found
 
 
@@ -50,7 +50,7 @@ def answer_format(headers: dict[bytes, bytes], of_request: Format) -> Format:
     qualities = {name: _quality(MEDIA_TYPES[name], ranges) for name in ordered}
     best = max(ordered, key=lambda name: qualities[name])
     if qualities[best] == 0:
-        raise NotAcceptable("accept", got=f"'{clip(text)}'", expected=_ALL)
+        raise NotAcceptable("accept", got=quoted(text), expected=_ALL)
     return best
 
 

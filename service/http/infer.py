@@ -12,7 +12,7 @@ from service import describe
 from service.engine.admission import Deadline
 from service.engine.batch import Answer
 from service.engine.scheduler import Engine
-from service.errors import ContentTooLarge, MalformedRequest, clip
+from service.errors import ContentTooLarge, MalformedRequest, quoted
 from service.http.body import RequestBody
 from service.http.compression import Compression, Inflater, compression_of, compression_wanted, deflated
 from service.http.exchange import Exchange
@@ -84,7 +84,7 @@ class InferEndpoint(Endpoint[Inference]):
 
     def _json_bytes(self, stated: str) -> int:
         if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
-            raise MalformedRequest("json-bytes", expected="a number of bytes", got=f"'{clip(stated)}'")
+            raise MalformedRequest("json-bytes", expected="a number of bytes", got=quoted(stated))
         if int(stated) > (limit := self._most_json_bytes):
             raise ContentTooLarge("json-part", limit=limit)
         return int(stated)

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
 from service import __version__, describe, metrics
-from service.errors import MalformedRequest, NotFound, RequestError, clip
+from service.errors import MalformedRequest, NotFound, RequestError, clip, quoted
 from service.http.body import RequestBody
 from service.http.exchange import exchange_of
 from service.http.problems import is_open_inference, refusal, unknown_model
@@ -184,7 +184,7 @@ def refuse_other_pages(scope: Scope) -> None:
     headers = dict(scope["headers"])
     origin: bytes | None = headers.get(b"origin")
     if origin is not None and origin.partition(b"://")[2] != headers.get(b"host"):
-        raise MalformedRequest("origin", got=f"'{clip(origin.decode('latin-1'))}'")
+        raise MalformedRequest("origin", got=quoted(origin.decode("latin-1")))
 
 
 def statistics(model: str, totals: Totals) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _descriptions(message: Message) -> dict[str, TensorDescription]:
 
 
 def _bind_floating(tensor: Input, wire: WireTensor, plan: Plan) -> Tensor:
-    values = read_as(tensor.name, wire, plan.options.dtype) if wire.is_literal else wire.values
+    values = read_as(tensor.name, wire, plan.options.dtype, "too-large") if wire.is_literal else wire.values
     return values.double() if tensor.role in ("weight", "loss") else plan.layout.view(values)
 
 
@@ -199,8 +199,11 @@ def _bind_upstream(message: Message, plan: Plan) -> Tensor | None:
     return None if wire is None else _bind_floating(upstream_input(plan.operator), wire, plan)
 
 
-def read_as(name: str, wire: WireTensor, dtype_name: str) -> Tensor:
-    """Give written-out numbers the type that the caller asked for; a finite number must stay finite."""
+def read_as(name: str, wire: WireTensor, dtype_name: str, sentence: str = "overflow") -> Tensor:
+    """Give written-out numbers the type that the caller asked for; a finite number must stay finite.
+
+    `sentence` is that of the DtypeMismatch for one that would not.
+    """
     dtype = DTYPES[dtype_name].torch
     values = wire.values.to(dtype)
     overflowed = values.isinf()
@@ -209,12 +212,14 @@ def read_as(name: str, wire: WireTensor, dtype_name: str) -> Tensor:
         if overflowed.any():
             position = int(overflowed.reshape(-1).nonzero()[0])
             index = unravel(position, wire.shape)
+            value = wire.values.reshape(-1)[position].item()
             raise DtypeMismatch(
-                "overflow",
+                sentence,
                 pointer=element_pointer(name, index),
                 element=element_name(name, index),
                 expected=dtype_name,
-                got=f"{wire.values.reshape(-1)[position].item():.15g}",
+                got=f"{value:.15g}",
+                wider="float32" if abs(value) <= torch.finfo(torch.float32).max else "float64",
             )
     return values
 
@@ -239,7 +244,8 @@ def _bind_indices(tensor: Input, wire: WireTensor, plan: Plan) -> tuple[Tensor, 
         lowest, highest = np.minimum.reduce(numbers), np.maximum.reduce(numbers)
     if lowest < 0 or highest >= classes:
         position = int(((numbers < 0) | (numbers >= classes)).argmax())
-        raise _out_of_range("range", tensor, wire, plan, position, got=int(numbers[position]))
+        got = int(numbers[position])
+        raise _out_of_range("negative" if got < 0 else "range", tensor, wire, plan, position, got=got)
     return torch.from_numpy(numbers), kept
 
 
@@ -255,4 +261,5 @@ def _out_of_range(
         got=got,
         like=plan.operator.inputs[0].name,
         classes=counted(classes, "class", "classes"),
+        ignored=cast(LossOptions, plan.options).ignore_index,
     )

@@ -9,7 +9,16 @@ from typing import Any, Literal, cast, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
-from service.errors import DtypeMismatch, InvalidOption, MissingField, ShapeMismatch, clip, element_name
+from service.errors import (
+    DtypeMismatch,
+    InvalidOption,
+    MissingField,
+    Quoted,
+    ShapeMismatch,
+    clip,
+    element_name,
+    quoted,
+)
 from service.ops.layout import Layout
 from service.ops.spec import UPSTREAM, ClassOptions, Input, LossOptions, Operator, Options
 from service.tensors import MAX_RANK, Kind, LongText
@@ -91,7 +100,8 @@ def validate(
     name = str(first["loc"][0])
     field = model.model_fields[name]
     if first["type"] == "missing":
-        raise MissingField("tensor", pointer="/" + name, owner=operator.name, name=name)
+        sentence, like = "upstream" if name == UPSTREAM else "tensor", operator.upstream_like.name
+        raise MissingField(sentence, pointer="/" + name, owner=operator.name, name=name, like=like)
     if len(first["loc"]) > 1:
         position = int(first["loc"][1])
         raise InvalidOption(
@@ -101,22 +111,32 @@ def validate(
             expected="the name of an output",
             got=shown(first["input"]),
         )
+    value = options[name]
     raise InvalidOption(
-        "value", pointer="/" + name, name=name, expected=describe_bounds(field), got=shown(options[name])
+        "list" if name == "outputs" and isinstance(value, str) and value.startswith("[") else "value",
+        pointer="/" + name,
+        name=name,
+        expected=describe_bounds(field),
+        got=shown(value),
+        similar=operator.outputs[0].name,
     )
 
 
-def shown(value: object) -> str:
+def shown(value: object) -> object:
     """Return an option's value as a sentence shows it: a number or a word, never anything long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
-        return clip(value)
+        return value if abs(value) < _LARGEST_SHOWN else clip(value)
     if isinstance(value, str):
-        return f"'{clip(value)}'"
+        return quoted(value)
     if isinstance(value, list):
         return "a list" if value else "an empty list"
     return str(value) if isinstance(value, LongText) else "an object"
+
+
+_LARGEST_SHOWN = 2**63
+"""Numbers from here on are shown as text: they are long, or no number of an answer in JSON."""
 
 
 def describe_bounds(field: FieldInfo) -> str:
@@ -185,12 +205,15 @@ class _Checker:
             if name not in known:
                 only_gradient = name in [output.name for output in self.operator.outputs]
                 sentence = "gradient-output" if only_gradient else "output"
-                got = f"'{clip(name)}'"
                 raise InvalidOption(
-                    sentence, pointer=f"/outputs/{position}", owner=self.operator.name, got=got, expected=listed(known)
+                    sentence,
+                    pointer=f"/outputs/{position}",
+                    owner=self.operator.name,
+                    got=quoted(name),
+                    expected=listed(known),
                 )
             if name in wanted[:position]:
-                raise InvalidOption("repeated-output", pointer=f"/outputs/{position}", got=f"'{name}'")
+                raise InvalidOption("repeated-output", pointer=f"/outputs/{position}", got=Quoted(name))
 
     def _find_layout(self) -> Layout:
         description = cast(TensorDescription, self._described(self.first.name))
@@ -304,7 +327,7 @@ class _Checker:
         if not isinstance(options, LossOptions):
             return
         if options.normalizer is not None and options.reduction != "mean":
-            raise InvalidOption("normalizer", pointer="/normalizer", got=f"'{options.reduction}'")
+            raise InvalidOption("normalizer", pointer="/normalizer", got=Quoted(options.reduction))
         if self.request.is_soft and "ignore_index" in options.model_fields_set and options.ignore_index >= 0:
             raise InvalidOption("soft-ignore", pointer="/ignore_index", got=options.ignore_index)
         if not self.request.is_soft and "grad_target" in (options.outputs or ()):

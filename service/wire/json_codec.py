@@ -46,6 +46,7 @@ from service.wire.json_values import kind_of, option, plain_value, shape_of, unk
 MEDIA_TYPE = "application/json"
 
 _members = msgspec.json.Decoder(dict[str, Raw])
+_any = msgspec.json.Decoder(Raw)
 _text = msgspec.json.Decoder(str)
 
 
@@ -83,10 +84,8 @@ def split(
     """
     try:
         values = _members.decode(body)
-    except msgspec.ValidationError as error:
-        raise MalformedJson("object", got=kind_of(bytes(body).lstrip()[:1])) from error
     except msgspec.DecodeError as error:
-        raise _syntax_error(bytes(body), error) from error
+        raise _not_an_object(bytes(body)) from error
     for name in values:
         if name not in known:
             fields.check(name, path)
@@ -104,7 +103,26 @@ def check_utf8(body: bytes) -> None:
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        raise MalformedJson("text", offset=error.start) from error
+        raise _other_than_json(body) or MalformedJson("text", offset=error.start) from error
+
+
+def _not_an_object(body: bytes) -> MalformedJson:
+    """Return what is wrong with a body that is not a JSON object."""
+    try:
+        _any.decode(body)
+    except msgspec.DecodeError as error:
+        return _other_than_json(body) or _syntax_error(body, error)
+    return MalformedJson("object", got=kind_of(body.lstrip()[:1]))
+
+
+def _other_than_json(body: bytes) -> MalformedJson | None:
+    """Return the error for what is often sent by mistake in the place of JSON."""
+    if body.strip() == b"[object Object]":
+        return MalformedJson("stringify")
+    # The length of a safetensors header; eight characters of a text are far more than any.
+    if body[8:9] == b"{" and int.from_bytes(body[:8], "little") <= len(body) - 8:
+        return MalformedJson("safetensors")
+    return None
 
 
 def _syntax_error(body: bytes, error: msgspec.DecodeError) -> MalformedJson:
@@ -131,7 +149,7 @@ _BARE_LITERAL = re.compile(rb"(?<![A-Za-z0-9_+-])(NaN|-?Infinity)(?![A-Za-z0-9_]
 def _ends_early(body: bytes) -> bool:
     """Return whether a text goes wrong at its end even with other characters in place of surrogates."""
     try:
-        _members.decode(_SURROGATE.sub(lambda found: b"x" * len(found[0]), body))
+        _any.decode(_SURROGATE.sub(lambda found: b"x" * len(found[0]), body))
     except msgspec.DecodeError as error:
         return "truncated" in str(error)
     return False
@@ -153,6 +171,8 @@ def literal(name: str, raw: memoryview, structure: Structure) -> WireTensor:
         return _from_numbers(name, [cast("int | float", plain_value(name, raw))], ())
     if (word := raw.tobytes().strip(b'"').decode()) in NON_FINITE:
         return _from_numbers(name, [NON_FINITE[word]], ())
+    if misspelt := _misspelt(name, (), raw.tobytes()):
+        raise misspelt
     raise DtypeMismatch("tensor", pointer="/" + name, name=name, got=kind_of(raw[:1].tobytes()))
 
 
@@ -206,12 +226,32 @@ def _not_a_number(name: str, numeric: bytes) -> DtypeMismatch:
     """Return the error that names the first element of a nested array that is no number; there is one."""
     found = cast("re.Match[bytes]", _NOT_A_NUMBER.search(numeric))
     index = scan(numeric[: found.start()]).index_of_next()
+    if misspelt := _misspelt(name, index, numeric[found.start() :]):
+        return misspelt
     return DtypeMismatch(
-        "element",
+        "null" if found[0] == b"n" else "element",
         pointer=element_pointer(name, index),
         element=element_name(name, index),
         expected="a number",
         got=kind_of(found[0]),
+    )
+
+
+_MISSPELT = re.compile(rb'"([+-]?)(nan|inf|infinity)"', re.IGNORECASE)
+
+
+def _misspelt(name: str, index: tuple[int, ...], text: bytes) -> DtypeMismatch | None:
+    """Return the error for a text that begins with a non-finite number as other languages write it."""
+    if (found := _MISSPELT.match(text)) is None:
+        return None
+    similar = "NaN" if found[2].lower() == b"nan" else "-Infinity" if found[1] == b"-" else "Infinity"
+    return DtypeMismatch(
+        "spelling",
+        pointer=element_pointer(name, index),
+        element=element_name(name, index),
+        expected="a number",
+        got=found[0].decode().strip('"'),
+        similar=similar,
     )
 
 

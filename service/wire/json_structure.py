@@ -159,7 +159,7 @@ def array_shape(structure: Structure, text: bytes, name: str) -> tuple[int, ...]
         if level < rank and np.count_nonzero((levels == level + 1) & (kinds == OPEN)) != arrays:
             if _empty(text)[levels[kinds == OPEN] == level].any():
                 raise _ragged(structure, text, name, level)
-            raise RaggedArray("mixed", pointer="/" + name, name=name)
+            raise _mixed(structure, name, level)
         shape.append(size)
     # An array that is empty has no comma, just as one that holds one element: only the text can tell.
     if shape[-1] == 1 and (empty := _empty(text)).any():
@@ -195,6 +195,24 @@ def _ragged(structure: Structure, text: bytes, name: str, level: int) -> RaggedA
         elements=counted(int(lengths[first]), "element"),
         expected=int(lengths[0]),
         got=int(lengths[first]),
+    )
+
+
+def _mixed(structure: Structure, name: str, level: int) -> RaggedArray:
+    """Return the error that names the first number among arrays at `level`, or array among numbers; none is empty."""
+    kinds, levels = structure.kinds, structure.levels
+    before = np.flatnonzero((levels == level) & ((kinds == OPEN) | (kinds == COMMA)))
+    are_arrays = kinds[before + 1] == OPEN
+    first = int(np.flatnonzero(are_arrays != are_arrays[0])[0])
+    end = before[first] + 1
+    index = Structure(kinds[:end], levels[:end]).index_of_next()
+    got, expected = ("an array", "numbers") if are_arrays[first] else ("a number", "arrays")
+    return RaggedArray(
+        "mixed",
+        pointer=element_pointer(name, index),
+        element=element_name(name, index),
+        expected=expected,
+        got=got,
     )
 
 

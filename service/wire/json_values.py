@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 import msgspec
 
-from service.errors import MalformedJson, MalformedTensor, ShapeMismatch, TooDeep, clip
+from service.errors import MalformedJson, MalformedTensor, ShapeMismatch, TooDeep, quoted
 from service.tensors import MAX_ELEMENTS, MAX_RANK, LongText
 from service.wire.json_structure import MAX_DEPTH, scan
 
@@ -73,5 +73,5 @@ def unknown_dtype(name: str, raw: bytes | memoryview, known: Iterable[str]) -> M
     value = option(f"{name}/dtype", memoryview(raw))
     got = kind_of(bytes(raw[:1]))
     if isinstance(value, str | LongText):
-        got = f"'{clip(value)}'" if isinstance(value, str) else str(value)
+        got = quoted(value) if isinstance(value, str) else str(value)
     return MalformedTensor("dtype", pointer=f"/{name}/dtype", name=name, got=got, expected=", ".join(known))

@@ -75,9 +75,11 @@ class _Entry:
 
 def header_bytes(prefix: bytes | memoryview, body_bytes: int) -> int:
     """Return how long the header of a body of `body_bytes` is, from its first 8 bytes."""
+    size = int.from_bytes(prefix[:PREFIX_BYTES], "little")
+    if (len(prefix) < PREFIX_BYTES or size > MAX_HEADER_BYTES) and prefix[:1] in (b"{", b"["):
+        raise MalformedTensor("json")
     if len(prefix) < PREFIX_BYTES:
         raise MalformedTensor("short", expected=PREFIX_BYTES, got=counted(len(prefix), "byte"))
-    size = int.from_bytes(prefix[:PREFIX_BYTES], "little")
     if size > MAX_HEADER_BYTES:
         raise MalformedTensor("long-header", got=counted(size, "byte"), limit=MAX_HEADER_BYTES)
     if size > body_bytes - PREFIX_BYTES:

@@ -197,7 +197,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["batch.npz", "--class-dim", "0"], 65, "'target' has shape [30]"),
     ([], 66, "there are no tensors; name a file, or - for JSON on the standard input"),
     (["bad.json"], 65, "The body is not valid JSON"),
-    (["bad.safetensors"], 65, "byte"),
+    (["bad.safetensors"], 65, "looks like JSON"),
     (["empty.safetensors"], 65, "byte"),
     (["batch.npz", "batch.json"], 66, "'logits' is given more than once"),
     (["absent.json"], 66, "absent.json cannot be read: No such file or directory"),

@@ -539,7 +539,8 @@ INFER_CASES = [
     Case(
         errors.MalformedRequest,
         "host",
-        "The Host is 'example.org', but this service answers only for localhost, *.localhost, 127.0.0.1, [::1].",
+        "The Host is 'example.org', but this service answers only for localhost, *.localhost, 127.0.0.1, [::1]; "
+        "whoever runs it may set LOSS_ALLOWED_HOSTS.",
         path="/v2/health/live",
         method="GET",
         body=b"",

@@ -141,13 +141,15 @@ CASES = [
     Case(
         errors.MalformedRequest,
         "host",
-        "The Host is 'example.org:8000', but this service answers only for localhost, *.localhost, 127.0.0.1, [::1].",
+        "The Host is 'example.org:8000', but this service answers only for localhost, *.localhost, 127.0.0.1, [::1]; "
+        "whoever runs it may set LOSS_ALLOWED_HOSTS.",
         headers={"Host": "example.org:8000"},
     ),
     Case(
         errors.MalformedRequest,
         "host",
-        f"The Host is '{_LONG}', but this service answers only for a.example, *.b.example.",
+        f"The Host is '{_LONG}', but this service answers only for a.example, *.b.example; whoever runs it may set "
+        "LOSS_ALLOWED_HOSTS.",
         headers={"Host": "x" * 300},
         settings={"allowed_hosts": "A.example, *.b.example"},
     ),
@@ -162,6 +164,28 @@ CASES = [
         body=b'{"a": 1,}',
     ),
     Case(errors.MalformedJson, "truncated", "The body is not valid JSON: it ends too early.", body=b'{"a": [1'),
+    Case(errors.MalformedJson, "truncated", "The body is not valid JSON: it ends too early.", body=b"[1"),
+    Case(
+        errors.MalformedJson,
+        "syntax",
+        "The body is not valid JSON: invalid character at byte 1.",
+        body=b"[Object: null prototype]",
+    ),
+    Case(
+        errors.MalformedJson,
+        "stringify",
+        "The body is not JSON, but '[object Object]': what JavaScript makes of an object without JSON.stringify.",
+        body=b"[object Object]",
+    ),
+    *(
+        Case(
+            errors.MalformedJson,
+            "safetensors",
+            "The body is not JSON, but looks like safetensors; /v1 takes it as application/x-safetensors.",
+            body=safetensors_file('{"a": {}}' + " " * blanks, data),
+        )
+        for blanks, data in ((0, b""), (0, b"\xff" * 8), (ord("{") - 9, b""), (ord('"') - 9, b""), (ord("0") - 9, b""))
+    ),
     Case(
         errors.MalformedJson,
         "surrogate",
@@ -308,6 +332,16 @@ CASES = [
         where=losses,
     ),
     # malformed-tensor, in a safetensors header
+    *(
+        Case(
+            errors.MalformedTensor,
+            "json",
+            "The body looks like JSON and not like safetensors; send it as application/json.",
+            body=body,
+            headers=SAFETENSORS,
+        )
+        for body in (b"{}", b"[]", b'{"logits": [1, 2]}', b'[[0.5, 1.5], "x"]')
+    ),
     Case(
         errors.MalformedTensor,
         "short",
@@ -595,8 +629,8 @@ CASES = [
     ),
     Case(
         errors.MissingField,
-        "tensor",
-        "{owner} needs the tensor 'grad_output'; the request has none.",
+        "upstream",
+        "{owner} needs the tensor 'grad_output', the gradient of your loss by '{result}'; the request has none.",
         "/grad_output",
         {"grad_output": None},
         where=lambda endpoint: endpoint.gradient and not endpoint.is_loss,
@@ -760,11 +794,18 @@ CASES = [
         Case(
             errors.RaggedArray,
             "mixed",
-            "'{first}' mixes numbers and arrays at the same depth.",
-            "/{first}",
+            f"{{first}}[{', '.join(map(str, index))}] is {got}, but the elements before it are {expected}.",
+            "/{first}/" + "/".join(map(str, index)),
             {"{first}": Text(text)},
         )
-        for text in ("[[], 1]", "[1, [2]]", "[[1, 2], 3]", "[[1, [2]], [[3], 4]]")
+        for text, index, got, expected in (
+            ("[[], 1]", (1,), "a number", "arrays"),
+            ("[1, 2, [2], 3]", (2,), "an array", "numbers"),
+            ("[[1, 2], 3]", (1,), "a number", "arrays"),
+            ("[[1, [2]], [[3], 4]]", (0, 1), "an array", "numbers"),
+            ("[[[1], [2]], [[3], 4]]", (1, 1), "a number", "arrays"),
+            ('[[1, 2], ["NaN", [3]]]', (1, 1), "an array", "numbers"),
+        )
     ),
     # dtype-mismatch
     *(
@@ -789,11 +830,36 @@ CASES = [
             ('[[1, 2], [3, "4"]]', "1, 1", "a string"),
             ('["\\"NaN"]', "0", "a string"),
             ("[1, true]", "1", "true"),
-            ("[[1, null], [2, 3]]", "0, 1", "null"),
             ("[0.5, false]", "1", "false"),
             ('[[1, {"a": [1, 2]}], [3]]', "0, 1", "an object"),
             ('["NaN", {}]', "1", "an object"),
-            ('["nan"]', "0", "a string"),
+            ('["-"]', "0", "a string"),
+            ('["infinite"]', "0", "a string"),
+        )
+    ),
+    Case(
+        errors.DtypeMismatch,
+        "null",
+        "{first}[0, 1] must be a number, but is null, as JSON.stringify writes NaN and infinities; they are the "
+        'strings "NaN", "Infinity" and "-Infinity".',
+        "/{first}/0/1",
+        {"{first}": Text("[[1, null], [2, 3]]")},
+    ),
+    *(
+        Case(
+            errors.DtypeMismatch,
+            "spelling",
+            f'{{first}}{index} must be a number, but is the string "{got}"; write it "{right}".',
+            "/{first}" + pointer,
+            {"{first}": Text(text % f'"{got}"')},
+        )
+        for text, index, pointer, got, right in (
+            ('[[1, "Infinity"], [%s, true]]', "[1, 0]", "/1/0", "-inf", "-Infinity"),
+            ("[%s]", "[0]", "/0", "inf", "Infinity"),
+            ("[%s]", "[0]", "/0", "nan", "NaN"),
+            ("[%s]", "[0]", "/0", "+Infinity", "Infinity"),
+            ("[%s]", "[0]", "/0", "-INF", "-Infinity"),
+            ("%s", "", "", "-infinity", "-Infinity"),
         )
     ),
     Case(
@@ -834,16 +900,16 @@ CASES = [
     ),
     Case(
         errors.DtypeMismatch,
-        "overflow",
-        "{first}[1, 0] is -70000, which float16 cannot hold; it needs another type.",
+        "too-large",
+        '{first}[1, 0] is -70000, which float16 cannot hold; it needs "dtype": "float32".',
         "/{first}/1/0",
         {"{first}": T([[0.5, float("inf"), 1.0], [-70000.0, 0.0, 70000.0]]), "dtype": "float16"},
         only=(NESTED,),
     ),
     Case(
         errors.DtypeMismatch,
-        "overflow",
-        "weight[2] is 1e+39, which float32 cannot hold; it needs another type.",
+        "too-large",
+        'weight[2] is 1e+39, which float32 cannot hold; it needs "dtype": "float64".',
         "/weight/2",
         {"weight": T([1, 2, 10**39])},
         where=losses,
@@ -903,6 +969,27 @@ CASES = [
             {"class_dim": Text(text)},
         )
         for text, got in (("2", "2"), ("-3", "-3"), ("9" * 40, "9" * 40), ("-" + "9" * 400, "-" + "9" * 60 + "..."))
+    ),
+    *(
+        Case(
+            errors.InvalidOption,
+            "list",
+            f"'outputs' must be a list of output names, not empty, but is the text '{text}'; a list is written "
+            '["probs"].',
+            "/outputs",
+            where=lambda endpoint: endpoint == Endpoint("softmax", gradient=False),
+            **sent,
+        )
+        for text in ("['probs']", "[probs]")
+        for sent in (
+            {"change": {"outputs": Text(f'"{text}"')}},
+            {
+                "headers": SAFETENSORS,
+                "body": safetensors_file(
+                    f'{{"__metadata__": {{"outputs": "{text}"}}, "logits": {described(shape="[6]").text}}}', b"\0" * 24
+                ),
+            },
+        )
     ),
     Case(
         errors.InvalidOption,
@@ -985,18 +1072,24 @@ CASES = [
     ),
     Case(
         errors.TargetOutOfRange,
-        "range",
-        "target[0] is -1, but {first} have 3 classes (0 to 2).",
+        "negative",
+        "target[0] is -1, but {first} have 3 classes (0 to 2); a row is skipped where it holds "
+        "ignore_index, here -100.",
         "/target/0",
         {"target": T([-1, -2], "int8")},
         where=losses,
     ),
     Case(
         errors.TargetOutOfRange,
-        "range",
-        "target[1, 2] is -9223372036854775808, but {first} have 1 class (only 0).",
+        "negative",
+        "target[1, 2] is -9223372036854775808, but {first} have 1 class (only 0); a row is skipped where it holds "
+        "ignore_index, here -1.",
         "/target/1/2",
-        {"{first}": T([[[0.5] * 3], [[0.5] * 3]]), "target": T([[0, 0, 0], [0, 0, -(2**63)]], "int64")},
+        {
+            "{first}": T([[[0.5] * 3], [[0.5] * 3]]),
+            "target": T([[0, 0, 0], [0, -1, -(2**63)]], "int64"),
+            "ignore_index": -1,
+        },
         where=losses,
     ),
     Case(
@@ -1028,7 +1121,8 @@ CASES = [
     Case(
         errors.NonFinite,
         "row",
-        "'{result}' would be NaN in row 1; see what that row of the input holds.",
+        "'{result}' would be NaN in row 1; see whether that row of the input holds NaN, Infinity, or nothing but "
+        "-Infinity.",
         "/{first}/1",
         {"{first}": T([[0.5, 1.5, 2.5], [NAN, 1.5, 2.5]])},
         where=activations,
@@ -1036,7 +1130,7 @@ CASES = [
     Case(
         errors.NonFinite,
         "whole",
-        "'{result}' would be NaN; see what the input holds.",
+        "'{result}' would be NaN; see whether the input holds NaN, Infinity, or nothing but -Infinity.",
         "/{first}",
         {"{first}": T([NAN, 1.5, 2.5]), "grad_output": T([1.0, 1.0, 1.0])},
         where=lambda endpoint: endpoint.gradient and not endpoint.is_loss,

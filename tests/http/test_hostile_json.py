@@ -180,7 +180,7 @@ LARGE = {
     "[[[]], [[]], ...]": (b"[", b"[[]],", b"[[]]]", "shape-mismatch", "/logits"),
     '[["x"], ["x"], ...]': (b"[", b'["x"],', b'["x"]]', "dtype-mismatch", "/logits/0/0"),
     "[[0], ..., []]": (b"[", b"[0],", b"[]]", "ragged-array", "/logits/{count}"),
-    "[0, ..., [0]]": (b"[", b"0,", b"[0]]", "ragged-array", "/logits"),
+    "[0, ..., [0]]": (b"[", b"0,", b"[0]]", "ragged-array", "/logits/{count}"),
     "[0, ..., null]": (b"[", b"0,", b"null]", "dtype-mismatch", "/logits/{count}"),
     "[null, null, ...]": (b"[", b"null,", b"null]", "dtype-mismatch", "/logits/0"),
     '["NaN", ..., "x"]': (b"[", b'"NaN",', b'"x"]', "dtype-mismatch", "/logits/{count}"),

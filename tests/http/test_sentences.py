@@ -186,6 +186,26 @@ async def test_a_target_beyond_the_classes_reads_as_promised(client: httpx.Async
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("option", "expected", "got"),
+    [
+        ({"reduction": "avg"}, "one of 'none', 'mean' or 'sum'", "avg"),
+        ({"reduction": None}, "one of 'none', 'mean' or 'sum'", "null"),
+        ({"label_smoothing": 1.5}, "a finite number from 0 to 1", 1.5),
+        ({"temperature": -(10**70)}, "a finite number greater than 0", "-1" + "0" * 59 + "..."),
+        ({"outputs": ["los"]}, "'loss', 'total_weight', 'log_probs' or 'logsumexp'", "los"),
+    ],
+)
+async def test_what_came_stands_in_a_field_of_its_own_without_quotes(
+    client: httpx.AsyncClient, option: dict[str, Any], expected: str, got: object
+) -> None:
+    response = await client.post("/v1/cross-entropy", json={"logits": [[0.5, 1.5]], "target": [0]} | option)
+
+    problem = check_problem(response, code="invalid-option")
+    assert (problem["expected"], problem["got"]) == (expected, got)
+
+
+@pytest.mark.anyio
 async def test_a_bug_is_admitted_without_a_word_about_its_cause() -> None:
     def fail(*_: object) -> None:
         raise ValueError("a secret")

@@ -10,15 +10,15 @@ from loss_client.errors import RequestRefusedError, ServiceError, ServiceFaultEr
 
 
 class MalformedRequestError(RequestRefusedError):
-    """The request is not HTTP as this service takes it.
+    """The form of the request or one of its headers is not what this service takes.
 
     Send HTTP/1.1 or HTTP/1.0 as RFC 9112 writes it, with one Host header that holds a name which the service was set up
-    to answer for, and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is closed where nobody
-    can tell where the next request would begin. Other headers that describe the body must be true.
+    to answer for (LOSS_ALLOWED_HOSTS), and with one Content-Length or 'Transfer-Encoding: chunked'. The connection is
+    closed where nobody can tell where the next request would begin. Other headers that describe the body must be true.
     """
 
     CODE: ClassVar[str] = "malformed-request"
-    TITLE: ClassVar[str] = "The request is not HTTP as this service takes it"
+    TITLE: ClassVar[str] = "The form of the request or one of its headers is not what this service takes"
     STATUS: ClassVar[int] = 400
 
 
