@@ -478,8 +478,10 @@ class NotFound(RequestError):
     mend = "GET /v1/operators lists the operators; /docs shows every address."
     sentences = {
         "path": "There is nothing at this path; see /docs.",
+        "similar": "There is nothing at this path; did you mean '{similar}'?",
+        "listing": "There is nothing at this path; GET /v1/operators lists all operators.",
         "operator": "There is no operator '{name}'; did you mean '{similar}'?",
-        "no-operator": "There is no operator '{name}'.",
+        "no-operator": "There is no operator '{name}'; the operators are {expected}.",
         "version": "{owner} has no version '{name}'; its only version is 1.",
         "region": "There is no shared memory region '{name}'.",
         "shared-memory": "Shared memory is switched off; whoever runs the service may set LOSS_SHARED_MEMORY.",

@@ -15,7 +15,8 @@ from service import __version__, describe, metrics
 from service.errors import MalformedRequest, NotFound, RequestError, clip, quoted
 from service.http.body import RequestBody
 from service.http.exchange import exchange_of
-from service.http.problems import is_open_inference, refusal, unknown_model
+from service.http.paths import unknown_model
+from service.http.problems import is_open_inference, refusal
 from service.http.state import State
 from service.metrics import ANSWERED, REFUSED, Totals
 from service.ops.spec import Operator

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 import orjson
 from fastapi import FastAPI
@@ -13,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from service import describe, errors
-from service.errors import NAME_LIMIT, MethodNotAllowed, NotFound, RequestError, clip
+from service import errors
+from service.errors import MethodNotAllowed, NotFound, RequestError, clip
 from service.http.exchange import exchange_of, path_of
+from service.http.paths import is_right_without_slash, not_found
 from service.ops.spec import Operator
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -160,7 +160,8 @@ def install_handlers(app: FastAPI, operators: Mapping[str, Operator]) -> None:
             headers["Allow"] = ", ".join(sorted(allowed))
             error = MethodNotAllowed("method", expected=" or ".join(sorted(allowed)), got=clip(request.method))
         else:
-            error = not_found(path_of(request.scope), operators)  # not request.url: it parses the Host header too
+            path = path_of(request.scope)  # not request.url: it parses the Host header too
+            error = not_found(path, operators, is_right_without_slash=is_right_without_slash(request.scope, app.routes))
         exchange_of(request.scope).code = error.code
         reply = refusal(error, request.scope)
         return Response(b"".join(reply.pieces), reply.status, headers, reply.media_type)
@@ -172,23 +173,3 @@ def check_path(scope: Scope) -> None:
     """Raise NotFound for a path that ends with a line feed: to a route's regular expression it would not be there."""
     if scope["path"].endswith("\n"):
         raise NotFound("path")
-
-
-def not_found(path: str, operators: Mapping[str, Operator]) -> NotFound:
-    """Return the error for an unknown path, with the operator that may have been meant."""
-    if path.startswith("/v2/models/"):
-        return unknown_model(path.split("/")[3], operators)
-    name = path.removeprefix("/v1/").removesuffix("/gradient") if path.startswith("/v1/") else ""
-    if similar := get_close_matches(name.replace("_", "-")[:NAME_LIMIT], operators, n=1):
-        return NotFound("operator", name=clip(name), similar=similar[0])
-    return NotFound("path")
-
-
-def unknown_model(name: str, operators: Mapping[str, Operator]) -> NotFound:
-    """Return the error for a path of a model that may or may not exist, with the one that may have been meant."""
-    models = [describe.model_name(*model) for model in describe.models(operators)]
-    if name in models:
-        return NotFound("path")
-    if similar := get_close_matches(name.replace("-", "_")[:NAME_LIMIT], models, n=1):
-        return NotFound("operator", name=clip(name), similar=similar[0])
-    return NotFound("no-operator", name=clip(name))

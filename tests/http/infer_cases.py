@@ -476,7 +476,7 @@ INFER_CASES = [
     *(
         Case(error, sentence, detail, path=path, method=method, headers={}, body=b"{}")
         for error, sentence, detail, path, method in (
-            (errors.NotFound, "path", "There is nothing at this path; see /docs.", "/v2/", "GET"),
+            (errors.NotFound, "similar", "There is nothing at this path; did you mean '/v2'?", "/v2/", "GET"),
             (errors.NotFound, "path", "There is nothing at this path; see /docs.", "/v2/logging", "GET"),
             (errors.NotFound, "path", "There is nothing at this path; see /docs.", "/v2/models/softmax/x", "GET"),
             (errors.NotFound, "path", "There is nothing at this path; see /docs.", "/v2/models", "GET"),
@@ -487,8 +487,24 @@ INFER_CASES = [
                 "/v2/models/cross-entropy/infer",
                 "POST",
             ),
-            (errors.NotFound, "no-operator", "There is no operator 'x'.", "/v2/models/x/infer", "POST"),
-            (errors.NotFound, "no-operator", "There is no operator 'x'.", "/v2/models/x/config", "GET"),
+            (
+                errors.NotFound,
+                "operator",
+                "There is no operator 'nll_gradient'; did you mean 'nll_loss_gradient'?",
+                "/v2/models/nll_gradient/infer",
+                "POST",
+            ),
+            *(
+                (
+                    errors.NotFound,
+                    "no-operator",
+                    "There is no operator 'x'; the operators are softmax, softmax_gradient, log_softmax, "
+                    "log_softmax_gradient, nll_loss, nll_loss_gradient, cross_entropy, cross_entropy_gradient.",
+                    path,
+                    method,
+                )
+                for path, method in (("/v2/models/x/infer", "POST"), ("/v2/models/x/config", "GET"))
+            ),
             (
                 errors.NotFound,
                 "version",

@@ -1215,12 +1215,60 @@ CASES = [
         headers={"Content-Type": "application/json", "Accept": "text/csv"},
     ),
     Case(errors.NotFound, "path", "There is nothing at this path; see /docs.", method="GET", path="/nothing"),
+    Case(errors.NotFound, "path", "There is nothing at this path; see /docs.", method="GET", path="/v1/"),
+    *(
+        Case(
+            errors.NotFound, "similar", f"There is nothing at this path; did you mean '{right}'?", path=path, body=b"{}"
+        )
+        for path, right in (
+            ("/v1/cross-entropy/grad", "/v1/cross-entropy/gradient"),
+            ("/v1/cross-entropy/gradients/1", "/v1/cross-entropy/gradient"),
+            ("/v1/softmax/backward", "/v1/softmax/gradient"),
+            ("/v1/softmax/forward", "/v1/softmax"),
+            ("/v1/softmax/gradient/", "/v1/softmax/gradient"),
+            ("/v1/softmax/", "/v1/softmax"),
+            ("/v1/operators/", "/v1/operators"),
+            ("/docs/", "/docs"),
+            ("/explore/", "/explore"),
+            ("/metrics//", "/metrics"),
+            ("/cross-entropy", "/v1/cross-entropy"),
+            ("/cross_entropy/", "/v1/cross-entropy"),
+            ("/api/v1/cross-entropy", "/v1/cross-entropy"),
+            ("/api/v1/cross_entropy/gradient", "/v1/cross-entropy/gradient"),
+        )
+    ),
     Case(
         errors.NotFound,
-        "operator",
-        "There is no operator 'cross_entropy'; did you mean 'cross-entropy'?",
-        path="/v1/cross_entropy/gradient",
-        body=b"{}",
+        "listing",
+        "There is nothing at this path; GET /v1/operators lists all operators.",
+        method="GET",
+        path="/v1/operators/cross-entropy",
+    ),
+    *(
+        Case(
+            errors.NotFound,
+            "operator",
+            f"There is no operator '{name}'; did you mean '{right}'?",
+            path=path,
+            body=b"{}",
+        )
+        for name, right, path in (
+            ("cross_entropy", "cross-entropy", "/v1/cross_entropy/gradient"),
+            ("CrossEntropyLoss", "cross-entropy", "/v1/CrossEntropyLoss"),
+            ("cross-entropy-loss", "cross-entropy", "/v1/cross-entropy-loss/"),
+            ("nll", "nll-loss", "/v1/nll"),
+            ("logsoftmax", "log-softmax", "/v1/logsoftmax"),
+        )
+    ),
+    *(
+        Case(
+            errors.NotFound,
+            "no-operator",
+            f"There is no operator '{name}'; the operators are softmax, log-softmax, nll-loss, cross-entropy.",
+            path=f"/v1/{name}",
+            body=b"{}",
+        )
+        for name in ("bce", "mse-loss", "kl-loss", "entropy", "loss", "x")
     ),
     Case(errors.MethodNotAllowed, "method", "This path takes POST, not DELETE.", method="DELETE"),
     Case(errors.MethodNotAllowed, "method", "This path takes GET or HEAD, not POST.", path="/v1/limits", body=b""),
