@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from functools import lru_cache, partial
 from typing import ClassVar, Generic, ParamSpec, TypeVar, cast
+from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
@@ -21,7 +22,7 @@ from service import metrics
 from service.engine.batch import Answer
 from service.engine.buffers import BufferPool
 from service.engine.scheduler import Engine
-from service.errors import ERRORS, ContentTooLarge, Internal, RequestError
+from service.errors import ERRORS, ContentTooLarge, Internal, RequestError, UnknownField
 from service.http.arrival import LEAST_BODY_BYTES, Arrival
 from service.http.body import RequestBody, refuse, send_borrowed, send_reply
 from service.http.exchange import Exchange, exchange_of, path_of
@@ -108,6 +109,8 @@ class Endpoint(ABC, Generic[Wanted]):
 
     async def _serve(self, scope: Scope, send: Send, body: RequestBody, exchange: Exchange) -> None:
         """Answer a request; raises what it is refused with."""
+        if query := scope["query_string"]:
+            self._check_query(query)
         exchange.format, wanted = self._formats_of(body.headers)
         permit = self._gate.permit(body.headers, exchange.started, scope, body.receive)
         memory = Borrowed(self._engine.buffers)
@@ -145,6 +148,12 @@ class Endpoint(ABC, Generic[Wanted]):
             raise
         finally:
             permit.close()
+
+    def _check_query(self, query: bytes) -> None:
+        """Raise UnknownField when the address holds an option or a tensor: without it the answer would be another."""
+        for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+            if name in self._fields.options or name in self._fields.tensors:
+                raise UnknownField("query", pointer="/" + name, name=name)
 
     async def _computed(
         self,

@@ -557,6 +557,21 @@ CASES = [
         {"grad_output": 1.0},
         where=forward,
     ),
+    *(
+        Case(
+            errors.UnknownField,
+            "query",
+            f"'{name}' stands in the address, but belongs into the body.",
+            f"/{name}",
+            path=f"/v1/softmax?{query}",
+        )
+        for name, query in (
+            ("temperature", "temperature=2"),
+            ("outputs", "x=1&outputs"),
+            ("logits", "logits=%5B1%5D"),
+            ("class_dim", "class%5Fdim=0"),
+        )
+    ),
     # duplicate-field
     Case(
         errors.DuplicateField,
