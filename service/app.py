@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     settings = settings or Settings()
     checks = [Hosts(settings.host_names).check]
     if settings.api_keys is not None:
-        checks.append(Keys(read_keys(settings.api_keys), settings.rate_per_key).check)
+        checks.append(Keys(read_keys(settings.api_keys), settings.rate_per_key, workers=settings.workers).check)
     if settings.shared_memory:
         checks.append(refuse_other_pages)
     checks.append(check_path)

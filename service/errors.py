@@ -516,7 +516,10 @@ class RateLimited(RequestError):
         "so few large batches go further than many small ones."
     )
     sentences = {
-        "rate": "There are more requests with this API key than it may send; send this one again in {seconds} s."
+        "rate": (
+            "There are more requests with this API key than the {rate} a second that it may send; "
+            "send this one again in {seconds} s."
+        )
     }
 
 

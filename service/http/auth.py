@@ -97,13 +97,22 @@ class Bucket:
 
 
 class Keys:
-    """The API keys of the service, as SHA-256 digests; each may be used `rate` times a second, if there is a rate."""
+    """The API keys of the service, as SHA-256 digests; each may be used `rate` times a second, if there is a rate.
+
+    Each of `workers` lets so many through.
+    """
 
     def __init__(
-        self, digests: Sequence[bytes], rate: float | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        digests: Sequence[bytes],
+        rate: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        workers: int = 1,
     ) -> None:
         self._digests = digests
         self._clock = clock
+        self._total_rate = (rate or 0.0) * workers
         self._buckets = None if rate is None else [Bucket(rate, clock()) for _ in digests]
 
     def check(self, scope: Scope) -> None:
@@ -114,7 +123,7 @@ class Keys:
         if place < 0:
             raise Unauthorized("unknown")
         if self._buckets is not None and (wait := self._buckets[place].take(self._clock())):
-            raise RateLimited("rate", seconds=math.ceil(wait))
+            raise RateLimited("rate", rate=f"{self._total_rate:g}", seconds=math.ceil(wait))
 
     def _place_of(self, key: bytes) -> int:
         """Return which key this is, or -1. Compares with all of them, so that the time taken tells nothing."""

@@ -182,6 +182,7 @@ _SAMPLE_WORDS = {
     "got": "2",
     "expected": "1",
     "most": "1",
+    "rate": "10",
 }
 
 

@@ -413,12 +413,21 @@ async def test_too_many_requests_are_told_when_to_come_again(key_file: Path) -> 
     assert second.status_code == 429
     assert second.headers["Retry-After"] == "4"
     assert problem["detail"] == (
-        "There are more requests with this API key than it may send; send this one again in 4 s."
+        "There are more requests with this API key than the 0.25 a second that it may send; send this one again in 4 s."
     )
 
 
 def test_each_worker_holds_its_share_of_the_rate(key_file: Path) -> None:
-    assert Settings(api_keys=key_file, rate_per_key=10, workers=4).share().rate_per_key == 2.5
+    share = Settings(api_keys=key_file, rate_per_key=10, workers=4).share()
+    keys = Keys(read_keys(key_file), share.rate_per_key, Clock(), workers=share.workers)
+    scope = scope_of("/v1/softmax", "POST", (b"authorization", b"Bearer " + KEY.encode()))
+
+    keys.check(scope)
+    keys.check(scope)
+    with pytest.raises(RateLimited, match="than the 10 a second") as refused:
+        keys.check(scope)
+
+    assert (share.rate_per_key, refused.value.seconds) == (2.5, 1)
     assert Settings(api_keys=key_file, workers=4).share().rate_per_key is None
 
 
