@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from string import Formatter
 from typing import Any
 
 from service.ops.request import describe_bounds, upstream_input
@@ -368,23 +367,3 @@ def _default(operator: Operator, name: str, default: object, gradient: bool) -> 
 def _table(head: tuple[str, ...], lines: Iterable[tuple[object, ...]]) -> str:
     rows = (head, ("---",) * len(head), *lines)
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
-
-
-PLACEHOLDERS = {
-    "element": "an element",
-    "expected": "what is wanted",
-    "got": "what came",
-    "like": "the first tensor",
-    "like_shape": "its shape",
-    "owner": "the operator",
-    "reason": "why",
-    "rows": "its shape without classes",
-    "similar": "a similar name",
-}
-"""What stands, in an error's sentence shown to people, where the request's own words would be."""
-
-
-def sentence_parts(sentence: str) -> Iterator[tuple[str, str | None]]:
-    """Yield pieces of an error's sentence: text, and the placeholder after it in words (None at the end)."""
-    for text, placeholder, _, _ in Formatter().parse(sentence):
-        yield text, None if placeholder is None else PLACEHOLDERS.get(placeholder, placeholder.replace("_", " "))

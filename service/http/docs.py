@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service import describe
 from service.errors import ERRORS, NotFound, RequestError
-from service.http import oip_docs
+from service.http import oip_docs, samples
 from service.http.auth import OPEN_PATHS
 from service.http.envelope import ALWAYS_ANSWERED
 from service.http.permits import LONGEST_TIMEOUT_MS, TIMEOUT_HEADER
@@ -172,18 +172,6 @@ OF_ANY_PATH = {
 
 RETRY_STATUSES = {429, 503}
 """Statuses whose answers carry Retry-After."""
-
-EXAMPLE_REQUEST_ID = "8f14e45fceea167a"
-
-_SAMPLE_WORDS = {
-    "limit": "8388608",
-    "seconds": "1",
-    "request_id": EXAMPLE_REQUEST_ID,
-    "got": "2",
-    "expected": "1",
-    "most": "1",
-    "rate": "10",
-}
 
 
 @cache
@@ -417,12 +405,12 @@ def example_problem(error: type[RequestError], status: int | None = None) -> dic
     found = recorded()["problems"].get(error.code)
     if found is not None and found["answer"]["status"] == status:
         return dict(found["answer"])
-    sentence = next(text for key, text in error.sentences.items() if status_of(error, key) == status)
+    sentence = next(key for key in error.sentences if status_of(error, key) == status)
     return {
         "type": f"/problems/{error.code}",
         "title": error.title,
         "status": status,
-        "detail": sentence.format_map(defaultdict(lambda: "...", _SAMPLE_WORDS)),
+        "detail": samples.example(error, sentence),
         "code": error.code,
-        "request_id": EXAMPLE_REQUEST_ID,
+        "request_id": samples.REQUEST_ID,
     }

@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service import __version__, describe
+from service import __version__
 from service.errors import ERRORS, NotFound, RequestError
+from service.http import samples
 from service.http.docs import example_problem, operation_id, path_of, recorded
 from service.http.problems import STATUS, problem, request_id_of, statuses_of
 from service.ops import OPERATORS
@@ -214,7 +215,7 @@ async def problem_page(request: Request) -> Response:
         title=error.title,
         mend=error.mend,
         status=" or ".join(map(str, statuses_of(error))),
-        sentences=joined(_sentence(sentence) for sentence in error.sentences.values()),
+        sentences=joined(_sentence(error, sentence) for sentence in error.sentences),
         request=_provoking(provoked),
         answer=shown_json(example_problem(error)),
         others=_neighbours(error),
@@ -236,10 +237,10 @@ async def problem_index(request: Request) -> Response:
     return page("problems.html", lines=lines)
 
 
-def _sentence(sentence: str) -> Markup:
+def _sentence(error: type[RequestError], sentence: str) -> Markup:
     pieces = (
         html.escape(text) + ("" if word is None else f"<var>{html.escape(word)}</var>")
-        for text, word in describe.sentence_parts(sentence)
+        for text, word in samples.parts(error, sentence)
     )
     return Markup(f"<li>{''.join(pieces)}</li>")
 

@@ -14,7 +14,8 @@ import orjson
 
 from service import describe
 from service.app import create_app
-from service.http.docs import EXAMPLE_REQUEST_ID, path_of
+from service.http.docs import path_of
+from service.http.samples import REQUEST_ID
 from service.ops import OPERATORS
 from service.settings import Settings
 
@@ -53,7 +54,7 @@ async def record() -> dict[str, Any]:
     problems: dict[str, dict[str, Any]] = {}
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(
-        transport=transport, base_url="http://127.0.0.1", headers={"X-Request-Id": EXAMPLE_REQUEST_ID}
+        transport=transport, base_url="http://127.0.0.1", headers={"X-Request-Id": REQUEST_ID}
     ) as client:
         for operator in OPERATORS.values():
             for gradient in (False, True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import string
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from importlib import resources
@@ -15,9 +16,10 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from service import explorer
+from service import errors, explorer
 from service.app import create_app
 from service.errors import ERRORS
+from service.http import samples
 from service.http.pages import ASSETS, formula
 from service.http.problems import STATUS
 from service.ops import OPERATORS
@@ -220,6 +222,26 @@ async def test_a_problem_page_says_what_is_wrong_and_how_to_mend_it(client: http
     assert error.mend in text
     assert str(STATUS[error]) in text
     assert not re.search(r"\{\w+\}", text)
+    assert all(samples.example(error, sentence) in text for sentence in error.sentences)
+
+
+@pytest.mark.parametrize("code", ERRORS)
+async def test_every_sentence_has_a_sample_for_each_of_its_words(code: str) -> None:
+    for sentence, text in ERRORS[code].sentences.items():
+        words = {word for _, word, _, _ in string.Formatter().parse(text) if word is not None}
+        own = samples.OWN.get(code, {}).get(sentence, {})
+
+        assert words - set(own) <= set(samples.COMMON), sentence
+        assert set(own) <= words, sentence
+    assert set(samples.OWN.get(code, {})) <= set(ERRORS[code].sentences)
+    assert set(samples.OWN) <= set(ERRORS)
+
+
+async def test_a_sentence_with_a_word_without_a_sample_is_no_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors.TooDeep, "sentences", {"depth": "The JSON is {colour}."})
+
+    with pytest.raises(KeyError, match="colour"):
+        samples.example(errors.TooDeep, "depth")
 
 
 async def test_the_front_page_shows_every_operator(client: httpx.AsyncClient) -> None:
