@@ -48,6 +48,7 @@ same.
 
 **Errors** are `application/problem+json` (RFC 9457). Each says in `detail` what is wrong, in `pointer` where, and in
 `expected` and `got` what was wanted and what came; `type` is the address of a page that says how to mend the request.
+[`/problems`](problems) lists them all, for programs that accept `application/json` in JSON.
 A path that does not exist is answered with 404 `not-found`, and a method that a path does not take with 405
 `method-not-allowed`.
 

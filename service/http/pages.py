@@ -15,13 +15,14 @@ from typing import Any
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service import __version__
 from service.errors import ERRORS, NotFound, RequestError
 from service.http import samples
 from service.http.docs import example_problem, operation_id, path_of, recorded
+from service.http.formats import MEDIA_TYPES as FORMATS
 from service.http.problems import STATUS, problem, request_id_of, statuses_of
 from service.ops import OPERATORS
 from service.ops.spec import Operator
@@ -222,8 +223,20 @@ async def problem_page(request: Request) -> Response:
     )
 
 
+VARY = {"Vary": "Accept"}
+"""Sent with what is different for callers who accept something else."""
+
+
 async def problem_index(request: Request) -> Response:
-    """Every problem type by status."""
+    """Every problem type by status; in JSON for programs, which ask for that and not for HTML."""
+    by_status = sorted(STATUS.items(), key=lambda item: item[1])
+    accepted = request.headers.get("accept", "").lower()
+    if FORMATS["json"] in accepted and "text/html" not in accepted:
+        problems = [
+            {"code": error.code, "status": status, "title": error.title, "mend": error.mend}
+            for error, status in by_status
+        ]
+        return JSONResponse({"problems": problems}, headers=VARY)
     lines = joined(
         fill(
             '<tr><td class="status">$status</td><td><a href="problems/$code"><code>$code</code></a></td>'
@@ -232,9 +245,9 @@ async def problem_index(request: Request) -> Response:
             code=error.code,
             title=error.title,
         )
-        for error, status in sorted(STATUS.items(), key=lambda item: item[1])
+        for error, status in by_status
     )
-    return page("problems.html", lines=lines)
+    return page("problems.html", headers={**SECURITY_HEADERS, **VARY}, lines=lines)
 
 
 def _sentence(error: type[RequestError], sentence: str) -> Markup:

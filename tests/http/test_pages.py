@@ -244,6 +244,21 @@ async def test_a_sentence_with_a_word_without_a_sample_is_no_example(monkeypatch
         samples.example(errors.TooDeep, "depth")
 
 
+async def test_programs_get_the_list_of_problems_in_json(client: httpx.AsyncClient) -> None:
+    for accept in ("application/json", "application/json, text/plain, */*"):
+        answer = await client.get("/problems", headers={"Accept": accept})
+
+        assert answer.headers["vary"] == "Accept"
+        listed = {problem.pop("code"): problem for problem in answer.json()["problems"]}
+        assert listed == {
+            error.code: {"status": status, "title": error.title, "mend": error.mend} for error, status in STATUS.items()
+        }
+    for accept in ("*/*", "text/html", "text/html, application/json;q=0.9", ""):
+        answer = await client.get("/problems", headers={"Accept": accept})
+
+        assert (answer.headers["content-type"], answer.headers["vary"]) == (HTML, "Accept")
+
+
 async def test_the_front_page_shows_every_operator(client: httpx.AsyncClient) -> None:
     text = Links((await client.get("/")).text).text
 
