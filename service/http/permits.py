@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope
 from service.engine.admission import Backlog, Deadline, Ticket
 from service.engine.batch import computing_bytes
 from service.engine.budget import STEP_BYTES, Budget, Reservation
-from service.errors import InvalidOption, clip
+from service.errors import InvalidOption, quoted
 from service.http.connection import connection_of
 from service.http.formats import Format
 from service.http.intake import Intake, Passage
@@ -57,7 +57,7 @@ def _milliseconds(text: bytes) -> int:
             "value",
             name=TIMEOUT_HEADER,
             expected=f"a whole number of milliseconds from 1 to {LONGEST_TIMEOUT_MS}",
-            got=f"'{clip(text.decode('latin-1'))}'",
+            got=quoted(text.decode("latin-1")),
         )
     return int(text)
 
