@@ -244,6 +244,7 @@ class _Checker:
             self._check_shape(tensor.name, description, self.layout.shape, f"that of '{self.first.name}'")
         elif tensor.role == "weight":
             reason = f"one number for each class of '{self.first.name}'"
+            self._check_class_last(tensor.name, description, self.layout.shape[-1:], (self.layout.classes,))
             self._check_shape(tensor.name, description, (self.layout.classes,), reason)
         elif tensor.role == "target":
             self.request._is_soft = self._target_is_soft(tensor.name, description)
@@ -260,7 +261,7 @@ class _Checker:
             if description.shape == self.layout.shape:
                 return True
             if description.shape != self.layout.rows_shape:
-                self._check_class_last(name, description)
+                self._check_class_last(name, description, self.layout.shape[:-1], self.layout.rows_shape)
                 raise ShapeMismatch(
                     "target",
                     pointer="/" + name,
@@ -280,7 +281,7 @@ class _Checker:
     def _check_indices(self, name: str, description: TensorDescription) -> None:
         expected = self.layout.rows_shape
         if description.shape != expected:
-            self._check_class_last(name, description)
+            self._check_class_last(name, description, self.layout.shape[:-1], expected)
             reason = f"that of '{self.first.name}' without the dimension of the classes"
             self._check_shape(name, description, expected, reason)
         if description.kind != "integer":
@@ -293,9 +294,12 @@ class _Checker:
             like, got = self.first.name, description.type_name
             raise DtypeMismatch("probabilities", pointer="/" + name, name=name, like=like, got=got)
 
-    def _check_class_last(self, name: str, description: TensorDescription) -> None:
+    def _check_class_last(
+        self, name: str, description: TensorDescription, fitting: tuple[int, ...], expected: tuple[int, ...]
+    ) -> None:
+        """Raise ShapeMismatch for a shape that is not the one expected, but would be `fitting` with class_dim -1."""
         shape = self.layout.shape
-        if self.layout.class_dim != len(shape) - 1 and description.shape == shape[:-1]:
+        if self.layout.class_dim != len(shape) - 1 and expected != description.shape == fitting:
             raise ShapeMismatch(
                 "class-last",
                 pointer="/" + name,
@@ -303,7 +307,7 @@ class _Checker:
                 got=list(description.shape),
                 like=self.first.name,
                 like_shape=list(shape),
-                expected=list(self.layout.rows_shape),
+                expected=list(expected),
             )
 
     def _check_shape(self, name: str, description: TensorDescription, expected: tuple[int, ...], reason: str) -> None:
@@ -341,8 +345,10 @@ class _Checker:
         like = self.operator.upstream_like
         expected = self.layout.shape
         if like.shape == "reduced":
-            options = cast(LossOptions, self.options)
-            expected = self.layout.rows_shape if options.reduction == "none" else ()
+            is_of_rows = cast(LossOptions, self.options).reduction == "none"
+            expected = self.layout.rows_shape if is_of_rows else ()
+            if is_of_rows:
+                self._check_class_last(UPSTREAM, description, self.layout.shape[:-1], expected)
         self._check_shape(UPSTREAM, description, expected, f"that of the output '{like.name}'")
         self._check_floating(UPSTREAM, description)
 

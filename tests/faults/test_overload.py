@@ -54,7 +54,7 @@ class Bounds:
     refused_ms: float
 
 
-SHORT = Bounds(128, 1.5, {10.0: 0.3}, admitted=4.0, refused_ms=200.0)
+SHORT = Bounds(128, 1.5, {10.0: 0.3}, admitted=4.0, refused_ms=1000.0)
 LONG = Bounds(1024, 20.0, {2.0: 0.95, 10.0: 0.9}, admitted=1.0, refused_ms=2.0)
 
 

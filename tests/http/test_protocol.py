@@ -285,6 +285,28 @@ async def test_shapes_that_fit_with_the_classes_last_say_so(client: httpx.AsyncC
     assert mended.status_code == 200
 
 
+SOFT = {"logits": [[[0.5] * 5] * 3] * 2, "target": [[[0.2] * 5] * 3] * 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "further", "expected"),
+    [
+        ("/v1/cross-entropy", {"weight": [1] * 5}, [3]),
+        ("/v1/cross-entropy/gradient", {"grad_output": [[1] * 3] * 2, "reduction": "none"}, [2, 5]),
+    ],
+)
+async def test_so_do_those_of_weights_and_upstream_gradients(
+    client: httpx.AsyncClient, path: str, further: dict[str, Any], expected: list[int]
+) -> None:
+    refused = await client.post(path, json=SOFT | further)
+    mended = await client.post(path, json=SOFT | further | {"class_dim": -1})
+
+    problem = check_problem(refused, code="shape-mismatch")
+    assert problem["expected"] == expected
+    assert problem["detail"].endswith("it would fit with class_dim -1.")
+    assert mended.status_code == 200
+
+
 async def test_outputs_come_in_the_order_of_the_table_and_only_those_asked_for(client: httpx.AsyncClient) -> None:
     response = await client.post(
         "/v1/cross-entropy/gradient",
