@@ -78,7 +78,9 @@ def create_app(settings: Settings | None = None, operators: Mapping[str, Operato
     engine = Engine(choose_device(settings.device), threads=settings.threads, queue_seconds=settings.queue_seconds)
     budget = Budget(settings.memory_budget, settings.queue_seconds)
     state = State()
-    gate = Gate(budget, engine.backlog, Intake(settings.queue_seconds), settings.deadline_seconds)
+    gate = Gate(
+        budget, engine.backlog, Intake(settings.queue_seconds, lambda: engine.is_backed_up), settings.deadline_seconds
+    )
     regions = SharedMemory()
     endpoints: dict[str, Endpoint[Any]] = {
         **operator_endpoints(operators, engine, gate, settings, state),

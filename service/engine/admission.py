@@ -111,27 +111,34 @@ class Backlog:
         seconds, of = self._learnt.get(kind, (START_SECONDS_PER_BYTE, 1.0))
         return amount * seconds / of
 
-    def admit(self, kind: Hashable, amount: int, deadline: Deadline = NO_DEADLINE) -> Ticket:
+    def ticket(self, kind: Hashable, amount: int, deadline: Deadline = NO_DEADLINE) -> Ticket:
+        """Return the place that work of a kind and amount would have now, without giving it."""
+        seconds = self.predicted(kind, amount)
+        return Ticket(seconds, due(time.perf_counter(), seconds), deadline, kind, amount)
+
+    def admit(self, kind: Hashable, amount: int, deadline: Deadline = NO_DEADLINE, waited: float = 0.0) -> Ticket:
         """Return a place for work of a kind and amount, to be given back with `leave`; raises what `check` does."""
-        ticket = self.check(kind, amount, deadline)
-        self._tickets.add(ticket)
+        ticket = self.ticket(kind, amount, deadline)
+        self.check(ticket, waited)
+        self.hold(ticket)
         return ticket
 
-    def check(self, kind: Hashable, amount: int, deadline: Deadline = NO_DEADLINE) -> Ticket:
-        """Return the place that work of a kind and amount would have now, without giving it.
+    def hold(self, ticket: Ticket) -> None:
+        """Give a place to work that has been begun with, whatever is ahead of it."""
+        self._tickets.add(ticket)
+
+    def check(self, ticket: Ticket, waited: float = 0.0) -> None:
+        """See whether a place can be given to whoever has waited for some seconds already.
 
         Raises Overloaded when the work ahead takes longer than allowed, or leaves too little time until the deadline;
         DeadlineExceeded when that has passed already.
         """
-        deadline.check()
-        seconds = self.predicted(kind, amount)
-        ticket = Ticket(seconds, due(time.perf_counter(), seconds), deadline, kind, amount)
+        ticket.deadline.check()
         wait = sum(other.left for other in self._tickets if other.due <= ticket.due) / self._workers
-        if wait > self._most_seconds:
+        if wait + waited > self._most_seconds:
             raise Overloaded("queue", most=f"{self._most_seconds:g}", seconds=retry_seconds(wait))
-        if self._tickets and wait + seconds / self._workers > deadline.left:
-            raise Overloaded("deadline", limit=deadline.milliseconds, seconds=retry_seconds(wait))
-        return ticket
+        if self._tickets and wait + ticket.seconds / self._workers > ticket.deadline.left:
+            raise Overloaded("deadline", limit=ticket.deadline.milliseconds, seconds=retry_seconds(wait))
 
     def leave(self, ticket: Ticket, *, is_done: bool) -> None:
         """Take a place back; work that was done teaches what its kind takes."""

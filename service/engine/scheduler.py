@@ -14,7 +14,7 @@ import torch
 
 from service import metrics
 from service.engine import batch, faults
-from service.engine.admission import Backlog, Deadline, Ticket
+from service.engine.admission import Backlog, Ticket
 from service.engine.batch import Answer, Execution
 from service.engine.buffers import BufferPool, trim
 from service.engine.launch import ArrivingLaunch, GivenUpError, Launch, Member, StackedLaunch
@@ -63,6 +63,8 @@ class Engine:
         self.on_failure: Callable[[], object] = lambda: None
         """Called once, in any thread, when the device is lost."""
         self._failure: BaseException | None = None
+        self._arriving = 0
+        """Jobs that have been begun with and whose rows still arrive."""
         self._open_stacks: dict[Hashable, StackedLaunch] = {}
         self._together: dict[Hashable, list[tuple[Job, asyncio.Future[Answer]]]] = {}
         torch.set_num_threads(1)
@@ -103,26 +105,33 @@ class Engine:
         launch = self._launch(member)
         return await _outcome(member.ended, lambda: launch.give_up(member), Answer.release)
 
-    def begin(self, job: Job, deadline: Deadline) -> ArrivingLaunch | None:
-        """Start on a job whose rows still arrive; None when others wait for the workers, or it is but one block.
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether there is work that waits for other work."""
+        return len(self.backlog) > 1
+
+    def begin(self, job: Job, ticket: Ticket) -> ArrivingLaunch | None:
+        """Start on a job whose rows still arrive; None when the workers have others, or it is but one block.
 
         End it with `finish` or `drop`. The classes must lie last. Raises what `submit` does.
         """
-        if len(self.backlog) or job.layout.rows * job.layout.classes < batch.UNCUT_ELEMENTS:
+        if len(self.backlog) or self._arriving >= self._threads:
             return None
-        ticket = self._ticket_for(job.first.numel() * job.first.dtype.itemsize)
-        ticket.deadline = deadline
+        if job.layout.rows * job.layout.classes < batch.UNCUT_ELEMENTS:
+            return None
         self.start_workers()
-        return ArrivingLaunch(self, Member(job, ticket), max(1, self._threads // 2))
+        launch = ArrivingLaunch(self, Member(job, ticket), max(1, self._threads // 2))
+        self._arriving += 1
+        return launch
 
-    @staticmethod
-    async def finish(launch: ArrivingLaunch) -> Answer:
+    async def finish(self, launch: ArrivingLaunch) -> Answer:
         """Return the answer of a job whose rows have all arrived; cancelled, it stops at the next block."""
+        self._arriving -= 1
         return await _outcome(launch.complete(), launch.stop, Answer.release)
 
-    @staticmethod
-    async def drop(launch: ArrivingLaunch) -> None:
+    async def drop(self, launch: ArrivingLaunch) -> None:
         """Stop a job whose rows do not all arrive, and wait until no worker touches its memory any longer."""
+        self._arriving -= 1
         ended = asyncio.wrap_future(launch.abandon())
         while not ended.done():
             with suppress(asyncio.CancelledError):

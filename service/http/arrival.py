@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from service.engine.admission import Deadline
+from service.engine.admission import Ticket
 from service.engine.batch import Answer
 from service.engine.launch import ArrivingLaunch
 from service.engine.scheduler import Engine
@@ -31,7 +31,7 @@ class Arrival:
     def __init__(
         self,
         engine: Engine,
-        deadline: Deadline,
+        ticket: Ticket,
         prepare: Callable[[memoryview], Job],
         last_tensor: Callable[[memoryview, int], int | None],
         may_compute: Callable[[Job, memoryview], bool],
@@ -42,7 +42,8 @@ class Arrival:
         None until that can be known of the bytes that are there; `may_compute(job, body)` reserves memory.
         """
         self._engine = engine
-        self._deadline = deadline
+        self.ticket = ticket
+        """The place among the work that is taken once the body is there, if it has been begun with."""
         self._prepare = prepare
         self._last_tensor = last_tensor
         self._may_compute = may_compute
@@ -80,7 +81,7 @@ class Arrival:
         ):
             return
         self._begin, self._row_bytes = begin, job.layout.classes * first.dtype.itemsize
-        self._launch = self._engine.begin(job, self._deadline)
+        self._launch = self._engine.begin(job, self.ticket)
         if self._launch is not None:
             self.job = job
             self._is_hopeless = False

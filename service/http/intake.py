@@ -1,8 +1,8 @@
-"""Whose turn it is to have a large body received, while the event loop has more to receive than it can.
+"""Whose turn it is to have a large body received, while there is more to receive or to compute than can be.
 
 Were all received together then, all would be late. So a few bodies have a turn each, the others follow in the order of
-their coming, and who would have to wait too long is told so before any of his body is read. As long as the loop has
-time to spare, it is the network that everybody waits for, and nobody has to wait for a turn.
+their coming, and who would have to wait too long is told so before any of his body is read. As long as the event loop
+has time to spare and the workers keep up, it is the network that everybody waits for, and nobody waits for a turn.
 """
 
 from __future__ import annotations
@@ -62,12 +62,16 @@ class Passage:
 class Intake:
     """The large bodies on their way to one event loop."""
 
-    def __init__(self, most_seconds: float, work_seconds: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, most_seconds: float, is_backed_up: Callable[[], bool], work_seconds: Callable[[], float] | None = None
+    ) -> None:
         """Let nobody in who would have to wait for longer.
 
-        `work_seconds()` says for how long the event loop has had something to do.
+        `is_backed_up()` says whether what has been received waits already, and `work_seconds()` for how long the event
+        loop has had something to do.
         """
         self._most_seconds = most_seconds
+        self._is_backed_up = is_backed_up
         self._work_seconds = work_seconds or thread_seconds
         self._passages: set[Passage] = set()
         """All but those that come slowly."""
@@ -100,7 +104,7 @@ class Intake:
 
     async def take_turn(self, passage: Passage, deadline: Deadline) -> None:
         """Wait for a turn; raises MemoryBudget when none comes in time, DeadlineExceeded when that is past."""
-        if not self._is_busy or len(self._having_turns) < TURNS:
+        if self._has_turn_left:
             self._give_turn(passage)
             return
         passage.let_in = asyncio.get_running_loop().create_future()
@@ -111,6 +115,10 @@ class Intake:
         except TimeoutError:
             deadline.check()
             raise self._refusal(self._most_seconds) from None
+
+    @property
+    def _has_turn_left(self) -> bool:
+        return len(self._having_turns) < TURNS or not (self._is_busy or self._is_backed_up())
 
     def note(self, passage: Passage, size: int) -> None:
         """Take note that so many more bytes have come."""
@@ -130,8 +138,8 @@ class Intake:
         self._having_turns.add(passage)
 
     def _hand_on(self) -> None:
-        """Let those in whose turn it is; when the loop has time to spare, everybody."""
-        while self._waiting and (not self._is_busy or len(self._having_turns) < TURNS):
+        """Let those in whose turn it is; when there is time to spare, everybody."""
+        while self._waiting and self._has_turn_left:
             passage = self._waiting.popleft()
             if passage.let_in is not None and not passage.let_in.done():
                 passage.let_in.set_result(None)

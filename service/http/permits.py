@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 from starlette.types import Receive, Scope
@@ -69,7 +70,7 @@ class Permit:
     """
 
     __slots__ = (
-        "_backlog", "_departure", "_intake", "_is_done", "_passage", "_receive", "_scope", "_wanted",
+        "_backlog", "_departure", "_intake", "_is_done", "_passage", "_receive", "_scope", "_waited", "_wanted",
         "deadline", "memory", "ticket",
     )  # fmt: skip
 
@@ -82,6 +83,7 @@ class Permit:
         self._departure: Departure | None = None
         self._is_done = False
         self._wanted = 0
+        self._waited = 0.0
         self.memory = Reservation(gate.budget)
         self.deadline = deadline
         self.ticket: Ticket | None = None
@@ -93,15 +95,20 @@ class Permit:
         would raise now.
         """
         if asks_first:
-            self._backlog.check(kind, size, self.deadline)
+            self._backlog.check(self.ticket_for(kind, size))
         if (connection := connection_of(self._scope)) is not None:
             self._passage = self._intake.enter(size)
             connection.note = partial(self._intake.note, self._passage)
 
-    async def wait_for_turn(self) -> None:
-        """Wait until the body may come; raises what `Intake.take_turn` does."""
-        if self._passage is not None:
-            await self._intake.take_turn(self._passage, self.deadline)
+    async def wait_for_turn(self, kind: tuple[str, Format], size: int, *, asks_first: bool) -> None:
+        """Wait until the body may come; raises what `Intake.take_turn` does, and what `let_in` does."""
+        if self._passage is None:
+            return
+        started = time.perf_counter()
+        await self._intake.take_turn(self._passage, self.deadline)
+        self._waited = time.perf_counter() - started
+        if asks_first:
+            self._backlog.check(self.ticket_for(kind, size), self._waited)
 
     def end_turn(self) -> None:
         """Let the next body come."""
@@ -161,8 +168,20 @@ class Permit:
         Raises Overloaded when the work would have to wait too long there. The body must have been read.
         """
         if self.ticket is None:
-            self.ticket = self._backlog.admit(kind, amount, self.deadline)
-            self._departure = Departure(self._scope, self._receive)
+            self._keep(self._backlog.admit(kind, amount, self.deadline, self._waited))
+
+    def ticket_for(self, kind: tuple[str, Format], amount: int) -> Ticket:
+        """Return the place that work would have now, without giving it."""
+        return self._backlog.ticket(kind, amount, self.deadline)
+
+    def enter_begun(self, ticket: Ticket) -> None:
+        """Take a place for work that has been begun with before the whole body was there."""
+        self._backlog.hold(ticket)
+        self._keep(ticket)
+
+    def _keep(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self._departure = Departure(self._scope, self._receive)
 
     def note_done(self) -> None:
         """Take note that the work was done to its end."""

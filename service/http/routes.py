@@ -188,7 +188,7 @@ class Endpoint(ABC, Generic[Wanted]):
 
         arrival = Arrival(
             self._engine,
-            permit.deadline,
+            permit.ticket_for((self._name, exchange.format), cast(int, body.declared)),
             lambda content: self._prepare(content, exchange.format, wanted),
             lambda content, there: self._last_tensor(content, there, exchange.format, wanted),
             may_compute,
@@ -198,6 +198,7 @@ class Endpoint(ABC, Generic[Wanted]):
             content = await self._receive(body, exchange, wanted, permit, memory)
             if arrival.job is None:
                 return content, await self._computed(content, body, exchange, wanted, permit, memory=memory)
+            permit.enter_begun(arrival.ticket)
             self._note_deadline(permit, exchange, wanted)
             memory.answer = await arrival.answer()
             return content, arrival.job
@@ -210,15 +211,16 @@ class Endpoint(ABC, Generic[Wanted]):
         """Read the body, once there is memory for it."""
         body.check_declared(*self._limit_of(exchange.format, wanted))
         like, declared = self._read_like(exchange.format, wanted, body)
+        kind = (self._name, exchange.format)
         needs_turn = declared is not None and declared >= LEAST_TURN_BYTES and like == "safetensors"
         if needs_turn:
-            permit.let_in((self._name, exchange.format), cast(int, declared), asks_first=body.waits_for_continue)
+            permit.let_in(kind, cast(int, declared), asks_first=body.waits_for_continue)
         if not permit.may_read(declared, like):
             await permit.wait_for()
         if declared is None:
             body.cover = permit.cover if like == "safetensors" else permit.cover_twice
         if needs_turn:
-            await permit.wait_for_turn()
+            await permit.wait_for_turn(kind, cast(int, declared), asks_first=body.waits_for_continue)
         task = self._state.begin_reading()
         try:
             return await self._read(body, exchange.format, wanted, memory)

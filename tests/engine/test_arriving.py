@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from service.engine.admission import NO_DEADLINE, Deadline
+from service.engine.admission import Deadline
 from service.engine.scheduler import Engine
 from service.errors import DeadlineExceeded, NonFinite
 from service.ops.bind import Job
@@ -29,7 +29,7 @@ def engine(two_workers: Engine, cut_into: Callable[[int], None]) -> Engine:
 
 async def arriving(engine: Engine, job: Job, seed: int = 0) -> dict[str, torch.Tensor]:
     """Compute a job whose rows come a few at a time."""
-    launch = engine.begin(job, NO_DEADLINE)
+    launch = engine.begin(job, engine.backlog.ticket("kind", 1))
     assert launch is not None
     come = 0
     chance = random.Random(seed)
@@ -54,7 +54,7 @@ async def test_rows_that_arrive_while_others_are_computed_have_the_same_bits(var
 async def test_a_row_is_not_looked_at_before_it_has_arrived(engine: Engine) -> None:
     logits = torch.full((ROWS, CLASSES), torch.nan)
     job = job_of("softmax", logits=logits)
-    launch = engine.begin(job, NO_DEADLINE)
+    launch = engine.begin(job, engine.backlog.ticket("kind", 1))
     assert launch is not None
     for come in range(0, ROWS, 10):
         job.first.view(ROWS, CLASSES)[come : come + 10] = 1.0
@@ -68,7 +68,7 @@ async def test_a_row_is_not_looked_at_before_it_has_arrived(engine: Engine) -> N
 @pytest.mark.anyio
 async def test_a_dropped_job_gives_its_memory_back(engine: Engine) -> None:
     for come in (0, 1, 30, 59):
-        launch = engine.begin(job_of("softmax", logits=torch.zeros(ROWS, CLASSES)), NO_DEADLINE)
+        launch = engine.begin(job_of("softmax", logits=torch.zeros(ROWS, CLASSES)), engine.backlog.ticket("kind", 1))
         assert launch is not None
         launch.note_arrived(come)
 
@@ -90,7 +90,9 @@ async def test_what_is_wrong_with_values_is_said_in_the_end(engine: Engine) -> N
 @pytest.mark.anyio
 async def test_a_deadline_that_passes_meanwhile_ends_it(engine: Engine) -> None:
     deadline = Deadline(time.perf_counter() + 0.2, 200)
-    launch = engine.begin(job_of("softmax", logits=torch.zeros(ROWS, CLASSES)), deadline)
+    launch = engine.begin(
+        job_of("softmax", logits=torch.zeros(ROWS, CLASSES)), engine.backlog.ticket("kind", 1, deadline)
+    )
     assert launch is not None
     await asyncio.sleep(0.3)
 
@@ -103,13 +105,27 @@ async def test_nothing_is_begun_while_others_wait_for_the_workers(engine: Engine
     job = job_of("softmax", logits=torch.zeros(ROWS, CLASSES))
     ticket = engine.backlog.admit("other", 1000)
 
-    assert engine.begin(job, NO_DEADLINE) is None
+    assert engine.begin(job, engine.backlog.ticket("kind", 1)) is None
     engine.backlog.leave(ticket, is_done=False)
-    launch = engine.begin(job, NO_DEADLINE)
+    launch = engine.begin(job, engine.backlog.ticket("kind", 1))
     assert launch is not None
     await engine.drop(launch)
 
 
 @pytest.mark.anyio
+async def test_no_more_jobs_are_begun_than_there_are_workers(engine: Engine) -> None:
+    job = job_of("softmax", logits=torch.zeros(ROWS, CLASSES))
+    launches = [engine.begin(job, engine.backlog.ticket("kind", 1)) for _ in range(3)]
+
+    assert [launch is None for launch in launches] == [False, False, True]
+    for launch in launches[:2]:
+        assert launch is not None
+        await engine.drop(launch)
+    again = engine.begin(job, engine.backlog.ticket("kind", 1))
+    assert again is not None
+    await engine.drop(again)
+
+
+@pytest.mark.anyio
 async def test_a_job_of_one_block_is_not_begun(two_workers: Engine) -> None:
-    assert two_workers.begin(job_of("softmax", logits=torch.zeros(2, 3)), NO_DEADLINE) is None
+    assert two_workers.begin(job_of("softmax", logits=torch.zeros(2, 3)), two_workers.backlog.ticket("kind", 1)) is None

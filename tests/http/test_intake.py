@@ -32,7 +32,7 @@ SOME_LOOKS = 4 * LOOK_SECONDS
 
 def busy_intake(most_seconds: float) -> Intake:
     """Return one whose event loop has no time to spare."""
-    return Intake(most_seconds, time.perf_counter)
+    return Intake(most_seconds, lambda: False, time.perf_counter)
 
 
 async def turn(intake: Intake, size: int = MB, deadline: Deadline = NO_DEADLINE) -> Passage:
@@ -168,7 +168,7 @@ async def test_who_leaves_while_he_waits_is_passed_over() -> None:
 
 @pytest.mark.anyio
 async def test_nobody_waits_for_a_loop_that_has_time_to_spare() -> None:
-    intake = Intake(1.0, lambda: 0.0)
+    intake = Intake(1.0, lambda: False, lambda: 0.0)
     second = int(START_BYTES_PER_SECOND)
     having = [await turn(intake, second // 10) for _ in range(TURNS)]
     waiting = [asyncio.create_task(turn(intake, MB)) for _ in range(3)]
