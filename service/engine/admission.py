@@ -116,10 +116,10 @@ class Backlog:
         seconds = self.predicted(kind, amount)
         return Ticket(seconds, due(time.perf_counter(), seconds), deadline, kind, amount)
 
-    def admit(self, kind: Hashable, amount: int, deadline: Deadline = NO_DEADLINE, waited: float = 0.0) -> Ticket:
+    def admit(self, kind: Hashable, amount: int, deadline: Deadline = NO_DEADLINE, *, waited: float = 0.0) -> Ticket:
         """Return a place for work of a kind and amount, to be given back with `leave`; raises what `check` does."""
         ticket = self.ticket(kind, amount, deadline)
-        self.check(ticket, waited)
+        self.check(ticket, waited=waited)
         self.hold(ticket)
         return ticket
 
@@ -127,17 +127,20 @@ class Backlog:
         """Give a place to work that has been begun with, whatever is ahead of it."""
         self._tickets.add(ticket)
 
-    def check(self, ticket: Ticket, waited: float = 0.0) -> None:
-        """See whether a place can be given to whoever has waited for some seconds already.
+    def check(self, ticket: Ticket, *, waited: float = 0.0, coming: float = 0.0) -> None:
+        """See whether a place can be given to whoever has `waited` for some seconds already.
+
+        `coming` is how long a worker is predicted to be busy with what is about to be let in before it.
 
         Raises Overloaded when the work ahead takes longer than allowed, or leaves too little time until the deadline;
         DeadlineExceeded when that has passed already.
         """
         ticket.deadline.check()
-        wait = sum(other.left for other in self._tickets if other.due <= ticket.due) / self._workers
+        ahead = coming + sum(other.left for other in self._tickets if other.due <= ticket.due)
+        wait = ahead / self._workers
         if wait + waited > self._most_seconds:
             raise Overloaded("queue", most=f"{self._most_seconds:g}", seconds=retry_seconds(wait))
-        if self._tickets and wait + ticket.seconds / self._workers > ticket.deadline.left:
+        if ahead and wait + ticket.seconds / self._workers > ticket.deadline.left:
             raise Overloaded("deadline", limit=ticket.deadline.milliseconds, seconds=retry_seconds(wait))
 
     def leave(self, ticket: Ticket, *, is_done: bool) -> None:

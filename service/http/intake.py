@@ -16,7 +16,7 @@ from pathlib import Path
 from service.engine.admission import Deadline, retry_seconds
 from service.errors import MemoryBudget
 
-LEAST_TURN_BYTES = 1 << 22
+LEAST_TURN_BYTES = 1 << 20
 """Smaller bodies need no turn: receiving one takes less than all else that its request takes."""
 
 TURNS = 2
@@ -46,13 +46,15 @@ class Passage:
 
     Attributes:
         size: bytes in all.
+        work_seconds: what it is predicted to take of a worker, once it is there.
         received: bytes that have come.
     """
 
-    __slots__ = ("let_in", "received", "seen", "since", "size")
+    __slots__ = ("let_in", "received", "seen", "since", "size", "work_seconds")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, work_seconds: float) -> None:
         self.size = size
+        self.work_seconds = work_seconds
         self.received = self.seen = 0
         self.since = time.perf_counter()
         self.let_in: asyncio.Future[None] | None = None
@@ -84,12 +86,12 @@ class Intake:
         self._looked = self._worked = 0.0
         self._next_look: asyncio.TimerHandle | None = None
 
-    def enter(self, size: int) -> Passage:
+    def enter(self, size: int, work_seconds: float = 0.0) -> Passage:
         """Let a body of `size` bytes come, to be followed by `leave`.
 
         Raises MemoryBudget when it would not have come in time, behind those that are on their way.
         """
-        passage = Passage(size)
+        passage = Passage(size, work_seconds)
         if len(self._passages) >= TURNS:
             left = size + sum(other.size - other.received for other in self._passages)
             if self._is_busy and (seconds := left * self._seconds / self._bytes) > self._most_seconds:
@@ -115,6 +117,11 @@ class Intake:
         except TimeoutError:
             deadline.check()
             raise self._refusal(self._most_seconds) from None
+
+    def work_ahead(self, passage: Passage | None = None) -> float:
+        """Return for how long workers are predicted to be busy with what comes before a passage, or a newcomer."""
+        before = self._passages if passage is None else self._having_turns
+        return sum(other.work_seconds for other in before if other is not passage)
 
     @property
     def _has_turn_left(self) -> bool:

@@ -94,10 +94,11 @@ class Permit:
         Raises MemoryBudget when too many come already; and, for a caller who waits to be asked for it, what `enter`
         would raise now.
         """
+        ticket = self.ticket_for(kind, size)
         if asks_first:
-            self._backlog.check(self.ticket_for(kind, size))
+            self._backlog.check(ticket, coming=self._intake.work_ahead())
         if (connection := connection_of(self._scope)) is not None:
-            self._passage = self._intake.enter(size)
+            self._passage = self._intake.enter(size, ticket.seconds)
             connection.note = partial(self._intake.note, self._passage)
 
     async def wait_for_turn(self, kind: tuple[str, Format], size: int, *, asks_first: bool) -> None:
@@ -108,7 +109,8 @@ class Permit:
         await self._intake.take_turn(self._passage, self.deadline)
         self._waited = time.perf_counter() - started
         if asks_first:
-            self._backlog.check(self.ticket_for(kind, size), self._waited)
+            coming = self._intake.work_ahead(self._passage)
+            self._backlog.check(self.ticket_for(kind, size), waited=self._waited, coming=coming)
 
     def end_turn(self) -> None:
         """Let the next body come."""
@@ -168,7 +170,7 @@ class Permit:
         Raises Overloaded when the work would have to wait too long there. The body must have been read.
         """
         if self.ticket is None:
-            self._keep(self._backlog.admit(kind, amount, self.deadline, self._waited))
+            self._keep(self._backlog.admit(kind, amount, self.deadline, waited=self._waited))
 
     def ticket_for(self, kind: tuple[str, Format], amount: int) -> Ticket:
         """Return the place that work would have now, without giving it."""
