@@ -87,9 +87,7 @@ TRIALS = {
         partial(costly_to_compute, 80_000), 7, 4.0, {2.0: 0.95, 10.0: 0.9}, admitted=1.0, refused_ms=2.0
     ),
     # The three of them, who sends, who receives and who computes, share two cores.
-    "receiving": Bounds(
-        partial(costly_to_receive, 1024), 7, 4.0, {2.0: 0.95, 10.0: 0.9}, admitted=1.25, refused_ms=20.0
-    ),
+    "receiving": Bounds(partial(costly_to_receive, 1024), 4, 6.0, {2.0: 0.8, 10.0: 0.7}, admitted=3.0, refused_ms=30.0),
 }
 
 
