@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test format client accuracy bench memory browser fuzz faults settings-table deploy-check image-check ray-test mutate clean
+.PHONY: help serve test coverage format client accuracy bench memory browser fuzz faults settings-table deploy-check image-check ray-test mutate clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ test: $(VENV)/.installed ## install, then format, lint, types, imports and all t
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+coverage: $(VENV)/.installed ## print which lines the tests do not reach
 	$(BIN)/pytest --cov=service --cov=loss_client --cov-branch --cov-report=term:skip-covered
 
 format: $(VENV)/.installed ## format the code and mend what the linter can mend
