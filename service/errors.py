@@ -239,7 +239,7 @@ class UnknownField(RequestError):
         "unknown": "{owner} has no field '{name}'; its fields are {expected}.",
         "similar": "{owner} has no field '{name}'; did you mean '{similar}'?",
         "gradient": "{owner} has no field '{name}'; POST it to /v1/{owner}/gradient.",
-        "query": "'{name}' stands in the address, but belongs into the body.",
+        "query": "'{name}' stands in the address, but belongs in the body.",
     }
 
 

@@ -561,7 +561,7 @@ CASES = [
         Case(
             errors.UnknownField,
             "query",
-            f"'{name}' stands in the address, but belongs into the body.",
+            f"'{name}' stands in the address, but belongs in the body.",
             f"/{name}",
             path=f"/v1/softmax?{query}",
         )
