@@ -62,7 +62,14 @@ def test_killing_workers_under_load_loses_only_what_they_held(kills: int, interv
 def workers(supervisor: int) -> list[int]:
     """Return the processes that answer."""
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in children if b"spawn_main" in _command_of(child)]
+
+
+def _command_of(process: str) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
 
 
 def _seconds_until_replaced(running: Listening, victim: int, killed: float) -> float:
