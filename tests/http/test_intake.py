@@ -242,17 +242,27 @@ def busy() -> Iterator[Listening]:
 def refused(service: Listening, head: bytes) -> Iterator[tuple[socket.socket, Answer]]:
     """Ask until it is refused: while others have all turns, which is for a moment only, since they send nothing."""
     for _ in range(20):
-        with ExitStack() as others, service.connect() as connection:
-            for _ in range(TURNS):
-                others.enter_context(service.connect()).sendall(HEAD + b"\r\n\r\n")
+        with ExitStack() as stack:
+            *others, connection = [stack.enter_context(known_connection(service)) for _ in range(TURNS + 1)]
+            for other in others:
+                other.sendall(HEAD + b"\r\n\r\n")
             connection.sendall(head)
             if not select.select([connection], [], [], 1.0)[0]:
                 continue
             if (answer := read_answer(connection)).status == 503:
-                others.close()
+                for other in others:
+                    other.close()
                 yield connection, answer
                 return
     raise AssertionError("it was never refused")
+
+
+def known_connection(service: Listening) -> socket.socket:
+    """Return one that has been used: what comes on several such is read in the order in which it was sent."""
+    connection = service.connect()
+    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert read_answer(connection).status == 200
+    return connection
 
 
 def test_who_asks_first_is_refused_without_a_byte_of_the_body(busy: Listening) -> None:
