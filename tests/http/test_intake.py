@@ -243,22 +243,25 @@ def refused(service: Listening, head: bytes) -> Iterator[tuple[socket.socket, An
     """Ask until it is refused: while others have all turns, which is for a moment only, since they send nothing."""
     for _ in range(20):
         with ExitStack() as stack:
-            *others, connection = [stack.enter_context(known_connection(service)) for _ in range(TURNS + 1)]
+            connection, *others = [stack.enter_context(known_connection(service)) for _ in range(TURNS + 1)]
             for other in others:
                 other.sendall(HEAD + b"\r\n\r\n")
             connection.sendall(head)
-            if not select.select([connection], [], [], 1.0)[0]:
-                continue
-            if (answer := read_answer(connection)).status == 503:
+            is_answered = select.select([connection], [], [], 1.0)[0]
+            if is_answered and (answer := read_answer(connection)).status == 503:
                 for other in others:
                     other.close()
                 yield connection, answer
                 return
+        time.sleep(2 * LOOK_SECONDS)  # what was seen of these is not to be held against the next
     raise AssertionError("it was never refused")
 
 
 def known_connection(service: Listening) -> socket.socket:
-    """Return one that has been used: what comes on several such is read in the order in which it was sent."""
+    """Return one that has been used.
+
+    What comes on several such is read in the order in which it was sent, but for the one used last: it may come first.
+    """
     connection = service.connect()
     connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert read_answer(connection).status == 200
