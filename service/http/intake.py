@@ -2,7 +2,8 @@
 
 Were all received together then, all would be late. So a few bodies have a turn each, the others follow in the order of
 their coming, and who would have to wait too long is told so before any of his body is read. As long as the event loop
-has time to spare and the workers keep up, it is the network that everybody waits for, and nobody waits for a turn.
+has time to spare and the workers keep up, it is the network that everybody waits for: then the turns double with every
+look, until everybody has one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LEAST_TURN_BYTES = 1 << 20
 """Smaller bodies need no turn: receiving one takes less than all else that its request takes."""
 
 TURNS = 2
-"""How many have a turn at once: while one sender pauses for breath, the other goes on."""
+"""How many have a turn at once, at least: while one sender pauses for breath, the other goes on."""
 
 START_BYTES_PER_SECOND = 2e9
 """How fast bodies come in until that has been seen."""
@@ -81,6 +82,8 @@ class Intake:
         self._waiting: deque[Passage] = deque()
         self._is_busy = True
         """Whether the event loop has no time to spare, as far as is known."""
+        self._turns = TURNS
+        """How many may have a turn at once while the workers keep up."""
         self._seconds, self._bytes = LEARNT_SECONDS / 10, START_BYTES_PER_SECOND * LEARNT_SECONDS / 10
         self._came = 0
         self._looked = self._worked = 0.0
@@ -125,7 +128,7 @@ class Intake:
 
     @property
     def _has_turn_left(self) -> bool:
-        return len(self._having_turns) < TURNS or not (self._is_busy or self._is_backed_up())
+        return len(self._having_turns) < (TURNS if self._is_backed_up() else self._turns)
 
     def note(self, passage: Passage, size: int) -> None:
         """Take note that so many more bytes have come."""
@@ -145,7 +148,7 @@ class Intake:
         self._having_turns.add(passage)
 
     def _hand_on(self) -> None:
-        """Let those in whose turn it is; when there is time to spare, everybody."""
+        """Let those in whose turn it is."""
         while self._waiting and self._has_turn_left:
             passage = self._waiting.popleft()
             if passage.let_in is not None and not passage.let_in.done():
@@ -165,13 +168,14 @@ class Intake:
         slow = {each for each in self._passages if each not in waiting and _is_slow(each, now)}
         self._passages -= slow
         self._having_turns -= slow
+        self._turns = TURNS if self._is_busy else max(TURNS, 2 * len(self._having_turns))
         if self._is_busy:
             self._seconds, self._bytes = self._seconds + seconds, self._bytes + self._came
             if self._seconds > LEARNT_SECONDS:
                 self._seconds, self._bytes = self._seconds / 2, self._bytes / 2
         self._hand_on()
         if len(self._passages) < TURNS:
-            self._is_busy, self._next_look = True, None
+            self._is_busy, self._turns, self._next_look = True, TURNS, None
         else:
             self._look_later(loop)
 

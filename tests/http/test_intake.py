@@ -184,6 +184,44 @@ async def test_nobody_waits_for_a_loop_that_has_time_to_spare() -> None:
         task.cancel()
 
 
+@pytest.mark.anyio
+async def test_a_loop_with_time_to_spare_gives_twice_as_many_turns_with_every_look() -> None:
+    intake = Intake(60.0, lambda: False, lambda: 0.0)
+    count = 8 * TURNS
+    coming = [asyncio.create_task(turn(intake, 100 * MB)) for _ in range(count)]
+    await asyncio.sleep(0)
+    having: list[int] = []
+    for _ in range(200):
+        await asyncio.sleep(LOOK_SECONDS / 10)
+        passages = [task.result() for task in coming if task.done()]
+        for passage in passages:  # fast enough not to be slow, with bursts of any length between
+            intake.note(passage, 2 * MB)
+        if not having or having[-1] != len(passages):
+            having.append(len(passages))
+        if having[-1] == count:
+            break
+
+    assert having == [TURNS, 2 * TURNS, 4 * TURNS, count]
+    for task in coming:
+        intake.leave(task.result())
+
+
+@pytest.mark.anyio
+async def test_while_the_workers_do_not_keep_up_no_turns_are_added() -> None:
+    intake = Intake(60.0, lambda: True, lambda: 0.0)
+    having = [await turn(intake, 100 * MB) for _ in range(TURNS)]
+    waiting = asyncio.create_task(turn(intake))
+    sending = [asyncio.create_task(send(intake, passage, 4 * SLOW_BYTES_PER_SECOND)) for passage in having]
+
+    await asyncio.sleep(SOME_LOOKS)
+    assert not waiting.done()
+    for task, passage in zip(sending, having, strict=True):
+        task.cancel()
+        intake.leave(passage)
+
+    intake.leave(await waiting)
+
+
 def test_how_long_a_thread_had_something_to_do_is_known() -> None:
     started, before = time.perf_counter(), thread_seconds()
     while time.perf_counter() < started + 0.2:
