@@ -24,6 +24,9 @@ MEMORY = 0.9
 LEAST_LEFT = 0.05
 """Part of its prediction that unfinished work is taken to need still, however long it has run."""
 
+CAUTION = 1.05
+"""So many times its prediction a wait is taken to last: what refuses others meanwhile slows the workers a little."""
+
 MOST_RETRY_SECONDS = 5
 
 
@@ -137,7 +140,7 @@ class Backlog:
         """
         ticket.deadline.check()
         ahead = coming + sum(other.left for other in self._tickets if other.due <= ticket.due)
-        wait = ahead / self._workers
+        wait = CAUTION * ahead / self._workers
         if wait + waited > self._most_seconds:
             raise Overloaded("queue", most=f"{self._most_seconds:g}", seconds=retry_seconds(wait))
         if ahead and wait + ticket.seconds / self._workers > ticket.deadline.left:
