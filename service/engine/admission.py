@@ -24,7 +24,7 @@ MEMORY = 0.9
 LEAST_LEFT = 0.05
 """Part of its prediction that unfinished work is taken to need still, however long it has run."""
 
-CAUTION = 1.05
+CAUTION = 1.1
 """So many times its prediction a wait is taken to last: what refuses others meanwhile slows the workers a little."""
 
 MOST_RETRY_SECONDS = 5

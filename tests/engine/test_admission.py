@@ -23,7 +23,7 @@ def test_an_idle_service_takes_any_work() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_work_is_refused_once_the_work_ahead_takes_longer_than_allowed(workers: int) -> None:
-    backlog = Backlog(workers, most_seconds=1.1)
+    backlog = Backlog(workers, most_seconds=1.15)
     for _ in range(4 * workers + 1):
         backlog.admit("kind", SECOND // 4)
 
