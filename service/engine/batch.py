@@ -181,6 +181,37 @@ def _cutting(
     return computed, tuple(cut(layout, max(1, rows_per_block)))
 
 
+class Scratch:
+    """Memory for what one block needs beside the tensors of its job: of a CPU, pooled.
+
+    The C library does not give aligned memory out again in place, and so holds many times what is in use.
+    """
+
+    def __init__(self, pool: BufferPool, device: torch.device) -> None:
+        self._pool = pool
+        self._device = device
+        self._buffers: list[Tensor] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor with arbitrary contents."""
+        size = math.prod(shape) * dtype.itemsize
+        if self._device.type != "cpu" or size < SMALLEST_POOLED_BYTES:
+            return torch.empty(shape, dtype=dtype, device=self._device)
+        self._buffers.append(self._pool.take(size))
+        return self._buffers[-1][:size].view(dtype).view(shape)
+
+    def converted(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a copy of values of another type, on the device."""
+        if self._device.type != "cpu":
+            return values.to(self._device, dtype, non_blocking=True)
+        return self.empty(tuple(values.shape), dtype).copy_(values)
+
+    def give_back(self) -> None:
+        """Give the memory back; the tensors must not be used afterwards."""
+        while self._buffers:
+            self._pool.give_back(self._buffers.pop())
+
+
 class Execution:
     """A job being computed: `drain` until no block is left, in as many threads as wanted, then `finish`.
 
@@ -278,14 +309,22 @@ class Execution:
             self._compute(self.blocks[next(self._next_block)])
 
     def _compute(self, block: Block) -> None:
+        scratch = Scratch(self._pool, self._device)
+        try:
+            self._compute_in(block, scratch)
+        finally:
+            scratch.give_back()
+
+    def _compute_in(self, block: Block, scratch: Scratch) -> None:
         job, operator = self.job, self.job.operator
         count = (block.outer.stop - block.outer.start) * (block.inner.stop - block.inner.start)
-        tensors = {name: self._taken(values, block) for name, values in self._inputs.items()}
+        tensors = {name: self._taken(values, block, scratch) for name, values in self._inputs.items()}
         tensors.update(self._weights)
-        rows = Rows(count, tensors, None if self._kept is None else self._taken(self._kept, block))
-        out = {name: self._buffer(name, block, count) for name in self._results}
+        rows = Rows(count, tensors, None if self._kept is None else self._taken(self._kept, block, scratch))
+        out = {name: self._buffer(name, block, count, scratch) for name in self._results}
         if self._upstream is not None:
-            are_defined = operator.value_and_gradient(rows, self._taken(self._upstream, block), job.options, out)
+            upstream = self._taken(self._upstream, block, scratch)
+            are_defined = operator.value_and_gradient(rows, upstream, job.options, out)
         else:
             are_defined = operator.forward(rows, job.options, out)
         if not are_defined and job.options.non_finite == "reject":
@@ -294,27 +333,27 @@ class Execution:
             if name not in self._in_place:
                 self._store(name, block, values)
 
-    def _taken(self, values: Tensor, block: Block) -> Tensor:
+    def _taken(self, values: Tensor, block: Block, scratch: Scratch) -> Tensor:
         """Return the block of a tensor as contiguous [rows, classes] in the type of the computation, or [rows]."""
         if self._is_flat:
             part = values if len(self.blocks) == 1 else values[block.outer]
             dtype = self._dtype if part.ndim == 2 else part.dtype
             if part.dtype == dtype and self._device.type == "cpu":
                 return part
-            return part.to(self._device, dtype, non_blocking=True)
+            return scratch.converted(part, dtype)
         if values.ndim == 2:
             return values[block.outer, block.inner].reshape(-1).to(self._device)
         part = values[block.outer, :, block.inner].to(self._device, self._dtype)
         # Contiguous, even where a view would do: in what order torch sums a row depends on its strides.
         return part.transpose(1, 2).reshape(-1, self._classes).contiguous()
 
-    def _buffer(self, name: str, block: Block, count: int) -> Tensor:
+    def _buffer(self, name: str, block: Block, count: int, scratch: Scratch) -> Tensor:
         """Return where the operator writes a result."""
         result = self._results[name]
         if name in self._in_place:
             return result if len(self.blocks) == 1 else result[block.outer]
         if self._has_classes(result):
-            return torch.empty((count, self._classes), dtype=self._dtype, device=self._device)
+            return scratch.empty((count, self._classes), self._dtype)
         return torch.empty(count, dtype=torch.float64, device=self._device)
 
     def _has_classes(self, result: Tensor) -> bool:

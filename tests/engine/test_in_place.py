@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from service.engine.batch import BLOCK_BYTES
 from service.engine.scheduler import Engine
 from service.errors import NonFinite
 from service.ops import OPERATORS
@@ -18,6 +20,9 @@ from service.ops.bind import Job, bind
 from tests.support.asking import CPU, all_outputs, message_of
 from tests.support.batches import VARIANTS, batch_of, operator_of, same_bits
 from tests.support.cases import Case, cases
+
+ROWS_PER_BLOCK = BLOCK_BYTES // (1024 * 4)
+"""Rows of 1024 float32."""
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -185,9 +190,34 @@ def test_other_inputs_are_left_alone() -> None:
 def test_memory_of_others_is_never_given_to_the_pool() -> None:
     engine = Engine(torch.device("cpu"), threads=1)
     job = job_over(
-        "softmax", {"logits": torch.zeros(3000, 500), "outputs": ["probs"]}, gradient=False, owns_memory=True
+        "softmax", {"logits": torch.zeros(3000, 600), "outputs": ["probs"]}, gradient=False, owns_memory=True
     )
 
     engine.compute(job).release()
 
     assert engine.buffers.kept_bytes == 0
+
+
+@pytest.mark.parametrize("rows", [8 * ROWS_PER_BLOCK, 32 * ROWS_PER_BLOCK])
+def test_beside_its_input_a_job_of_another_type_needs_two_blocks_however_many_it_has(rows: int) -> None:
+    engine = Engine(torch.device("cpu"), threads=1)
+    fields = {"logits": torch.zeros(rows, 1024, dtype=torch.float16), "target": torch.zeros(rows, dtype=torch.int64)}
+
+    engine.compute(job_over("cross-entropy", fields, gradient=True, owns_memory=True)).release()
+
+    assert engine.buffers.kept_bytes == 2 * BLOCK_BYTES
+
+
+def test_memory_of_a_block_that_fails_is_given_back() -> None:
+    engine = Engine(torch.device("cpu"), threads=1)
+    logits = torch.zeros(8 * ROWS_PER_BLOCK, 1024, dtype=torch.float16)
+    job = job_over("softmax", {"logits": logits, "outputs": ["probs"]}, gradient=False, owns_memory=True)
+
+    def fail(*_: object) -> bool:
+        raise RuntimeError("of the test's own making")
+
+    failing = dataclasses.replace(job.operator, forward=fail)
+    with pytest.raises(RuntimeError, match="own making"):
+        engine.compute(dataclasses.replace(job, plan=dataclasses.replace(job.plan, operator=failing)))
+
+    assert engine.buffers.kept_bytes == 2 * BLOCK_BYTES
