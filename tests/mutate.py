@@ -1,9 +1,9 @@
 """Are the checks tested? Take one away, run the tests, and see whether any of them notices.
 
 `python -m tests.mutate` copies the repository into a temporary directory and there, one at a time, replaces every
-`raise` of the modules below by `pass`, then runs the fast tests of the two rooms up to the first failure.
-What no test notices *survives*, and is printed with its line; the exit status is 1 if anything does. Paths as arguments
-choose other modules. It takes some minutes.
+`raise` of the modules below, and whatever stops a parser, by `pass`, then runs the module's tests up to the first
+failure. What no test notices *survives*, and is printed with its line; the exit status is 1 if anything does. Paths as
+arguments choose among the modules. It takes some minutes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = (
-    "service/ops/request.py",
-    "service/ops/bind.py",
-    "service/wire/json_codec.py",
-    "service/wire/json_structure.py",
-    "service/wire/json_values.py",
-    "service/wire/safetensors_codec.py",
-    "service/wire/oip_codec.py",
-    "service/wire/shared_memory.py",
-    "service/http/infer.py",
-    "service/http/compression.py",
-    "service/tensors.py",
-    "service/http/body.py",
-    "service/http/formats.py",
-    "service/http/auth.py",
-    "service/http/hosts.py",
-)
-
-TESTS = (
+FORMATS = (
     "tests/http/test_sentences.py",
     "tests/http/test_protocol.py",
     "tests/http/test_auth.py",
@@ -49,6 +31,38 @@ TESTS = (
     "tests/wire",
     "tests/http/test_hostile_json.py",
 )
+LOAD = (
+    "tests/engine/test_admission.py",
+    "tests/engine/test_budget.py",
+    "tests/http/test_intake.py",
+    "tests/http/test_overload.py",
+    "tests/http/test_disconnects.py",
+)
+CONNECTIONS = ("tests/http/test_raw_requests.py", "tests/http/test_connections.py", "tests/http/test_disconnects.py")
+
+TESTS = {
+    "service/ops/request.py": FORMATS,
+    "service/ops/bind.py": FORMATS,
+    "service/wire/json_codec.py": FORMATS,
+    "service/wire/json_structure.py": FORMATS,
+    "service/wire/json_values.py": FORMATS,
+    "service/wire/safetensors_codec.py": FORMATS,
+    "service/wire/oip_codec.py": FORMATS,
+    "service/wire/shared_memory.py": FORMATS,
+    "service/http/infer.py": FORMATS,
+    "service/http/compression.py": FORMATS,
+    "service/tensors.py": FORMATS,
+    "service/http/body.py": FORMATS,
+    "service/http/formats.py": FORMATS,
+    "service/http/auth.py": FORMATS,
+    "service/http/hosts.py": FORMATS,
+    "service/engine/admission.py": LOAD,
+    "service/engine/budget.py": LOAD,
+    "service/http/intake.py": LOAD,
+    "service/http/permits.py": LOAD,
+    "service/http/guard.py": CONNECTIONS,
+}
+"""The modules, and for each the tests that are to notice."""
 
 PRELOADED = ("fastapi", "httpx", "hypothesis", "msgspec", "numpy", "orjson", "pydantic_settings", "simdjson", "torch")
 """What the tests import of others: loaded once here, so that a run need not."""
@@ -71,15 +85,23 @@ class Mutation:
 
 
 def mutations(path: str, text: str) -> Iterator[Mutation]:
-    """Yield every `raise` of a module, those apart that pass on what they caught or that no request can reach."""
+    """Yield every check of a module: each `raise` but for those that pass on what they caught or that no request can
+    reach, and each `self._stop(...)`.
+    """
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Raise) and node.exc is not None and "AssertionError" not in ast.unparse(node.exc):
-            yield Mutation(path, node.lineno, node.end_lineno or node.lineno, node.col_offset)
+        match node:
+            case ast.Raise(exc=ast.expr() as raised) if "AssertionError" not in ast.unparse(raised):
+                pass
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr="_stop"))):
+                pass
+            case _:
+                continue
+        yield Mutation(path, node.lineno, node.end_lineno or node.lineno, node.col_offset)
 
 
-def is_noticed(root: Path) -> bool:
-    """Run the tests in a copy, in a child that has imported nothing of it yet, and return whether one fails."""
-    child = multiprocessing.get_context("fork").Process(target=_run_tests, args=(root,))
+def is_noticed(root: Path, tests: tuple[str, ...]) -> bool:
+    """Run tests in a copy, in a child that has imported nothing of it yet, and return whether one fails."""
+    child = multiprocessing.get_context("fork").Process(target=_run_tests, args=(root, tests))
     child.start()
     child.join(LONGEST_RUN_SECONDS)
     if child.is_alive():
@@ -88,7 +110,7 @@ def is_noticed(root: Path) -> bool:
     return child.exitcode != 0
 
 
-def _run_tests(root: Path) -> None:
+def _run_tests(root: Path, tests: tuple[str, ...]) -> None:
     os.chdir(root)
     sys.path[0] = str(root)
     sys.dont_write_bytecode = True
@@ -97,7 +119,7 @@ def _run_tests(root: Path) -> None:
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
-    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", "--assert=plain", *TESTS]))
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:schemathesis", "--assert=plain", *tests]))
 
 
 def main(paths: list[str]) -> int:
@@ -111,15 +133,17 @@ def main(paths: list[str]) -> int:
         shutil.copytree(here / "service", root / "service")
         shutil.copytree(here / "tests", root / "tests", ignore=shutil.ignore_patterns("node_modules"))
         shutil.copy(here / "pyproject.toml", root)
-        if is_noticed(root):
-            print("the tests fail without any mutation")
-            return 1
-        for path in paths or MODULES:
+        paths = paths or list(TESTS)
+        for tests in {TESTS[path] for path in paths}:
+            if is_noticed(root, tests):
+                print(f"{' '.join(tests)} fail without any mutation")
+                return 1
+        for path in paths:
             original = (root / path).read_text()
             for mutation in mutations(path, original):
                 (root / path).write_text(mutation.applied_to(original))
                 count += 1
-                if not is_noticed(root):
+                if not is_noticed(root, TESTS[path]):
                     survivors += 1
                     line = original.splitlines()[mutation.first - 1].strip()
                     print(f"{path}:{mutation.first} survives: {line}", flush=True)
