@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -42,7 +41,7 @@ def test_killing_workers_under_load_loses_only_what_they_held(kills: int, interv
             client.start()
         try:
             for _ in range(kills):
-                victim = draw.choice(workers(running.service.process.pid))
+                victim = draw.choice(running.service.workers())
                 os.kill(victim, signal.SIGKILL)
                 killed = time.monotonic()
                 gaps.append(_seconds_until_replaced(running, victim, killed))
@@ -59,23 +58,10 @@ def test_killing_workers_under_load_loses_only_what_they_held(kills: int, interv
     assert outcomes["lost with its worker"] <= CLIENTS * kills
 
 
-def workers(supervisor: int) -> list[int]:
-    """Return the processes that answer."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in _command_of(child)]
-
-
-def _command_of(process: str) -> bytes:
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:  # it has just ended
-        return b""
-
-
 def _seconds_until_replaced(running: Listening, victim: int, killed: float) -> float:
     """Wait until there are as many workers as before, and each of them is ready."""
     while True:
-        now = workers(running.service.process.pid)
+        now = running.service.workers()
         if victim not in now and len(now) == WORKERS:
             break
         assert time.monotonic() - killed < LONGEST_GAP_SECONDS

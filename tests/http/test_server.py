@@ -191,11 +191,11 @@ def test_twenty_times_told_to_stop_under_load_no_request_is_lost(workers: int) -
 def test_a_killed_worker_is_replaced_and_the_service_goes_on() -> None:
     with running_service("--workers", "2", "--drain-seconds", "2") as service:
         service.wait_until_ready()
-        workers = _children(service.process.pid)
-        os.kill(workers[0], signal.SIGKILL)
+        killed = service.workers()[0]
+        os.kill(killed, signal.SIGKILL)
 
         end = time.monotonic() + 30
-        while workers[0] in _children(service.process.pid) or len(_children(service.process.pid)) < 2:
+        while killed in (now := service.workers()) or len(now) < 2:
             assert time.monotonic() < end
             time.sleep(0.1)
 
@@ -424,12 +424,6 @@ def _call_until_gone(service: RunningService, outcomes: list[int | str]) -> None
             return
         except httpx.HTTPError as error:
             outcomes.append(repr(error))
-
-
-def _children(pid: int) -> list[int]:
-    """Return the worker processes of a supervisor."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [child for child in map(int, children) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def test_behind_a_prefix_paths_and_suggestions_are_as_without() -> None:

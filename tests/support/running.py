@@ -36,6 +36,11 @@ class RunningService:
         """Return what it has written to standard error so far."""
         return self.log_path.read_text()
 
+    def workers(self) -> list[int]:
+        """Return the processes that answer, where there are several."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(child) for child in children if b"spawn_main" in _command_of(child)]
+
     def wait_until_ready(self) -> None:
         """Wait until every operator has answered its example."""
         end = time.monotonic() + LONGEST_START_SECONDS
@@ -47,6 +52,13 @@ class RunningService:
         """Send a signal to the process and return its exit status."""
         self.process.send_signal(sig)
         return self.process.wait(LONGEST_STOP_SECONDS)
+
+
+def _command_of(process: str) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
 
 
 @contextmanager
