@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, cast
 
@@ -202,6 +203,18 @@ class WorkerProcess(multiprocess.Process):
         if self._server is None:
             self._server = Server(cast(Config, self.config))
         return self._server
+
+    def ping(self, timeout: float = START_SECONDS) -> bool:
+        """Return whether the process answers in time; one that has ended is not waited for."""
+        connection = self.parent_conn
+        try:
+            connection.send(b"ping")
+            if connection not in wait([connection, self.process.sentinel], timeout):
+                return False
+            connection.recv()
+        except (OSError, EOFError):
+            return False
+        return True
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve, and stop in order should the supervisor be killed: nobody would replace or end this process then."""
