@@ -19,7 +19,7 @@ from tests.support.raw_http import Listening, listening, read_answer
 WORKERS = 2
 CLIENTS = 6
 LONGEST_ANSWER_SECONDS = 15.0
-LONGEST_GAP_SECONDS = 30.0
+LONGEST_GAP_SECONDS = 10.0
 
 
 @pytest.mark.parametrize(
